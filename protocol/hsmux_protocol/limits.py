@@ -1,0 +1,66 @@
+"""Every limit of the wire format, with its unit and its reason.
+
+A limit named here is announced in WELCOME where a peer can act on it, and PROTOCOL.md lists it; a
+test compares the two.
+"""
+
+from typing import Final
+
+__all__ = [
+    "BATCH_ITEMS_MAX",
+    "CONTEXT_ENTRIES_MAX",
+    "CONTEXT_SIZE_MAX",
+    "DEPTH_MAX",
+    "ELEMENTS_MAX",
+    "FRAME_SIZE_MAX",
+    "FRAME_SIZE_MAX_OPENING",
+    "IDEMPOTENCY_TOKEN_SIZE",
+    "ID_MAX",
+    "ITEM_SIZE_MAX",
+    "PIPELINE_MAX",
+    "RANDOM_SIZE_MAX",
+    "REQUESTS_IN_FLIGHT_MAX",
+    "SECTION_OVERHEAD_SIZE",
+]
+
+FRAME_SIZE_MAX_OPENING: Final = 4 * 1024
+"""Bytes of one frame body before WELCOME: nobody unknown may make the peer hold more."""
+
+FRAME_SIZE_MAX: Final = 1024 * 1024
+"""Bytes of one frame body after WELCOME: bounds the memory and the time one request can take."""
+
+DEPTH_MAX: Final = 16
+"""Nested arrays and maps in one frame: a decoder recurses once a level."""
+
+ELEMENTS_MAX: Final = 4096
+"""msgpack values in one frame: each becomes an object of 30 to 100 bytes when decoded."""
+
+ID_MAX: Final = 2**64 - 1
+"""Largest request id; 0 is the connection itself."""
+
+ITEM_SIZE_MAX: Final = 64 * 1024
+"""Bytes of one plaintext or message: larger data takes a data key and a stream."""
+
+BATCH_ITEMS_MAX: Final = 16384
+"""Items of one batch."""
+
+CONTEXT_ENTRIES_MAX: Final = 16
+"""Entries of one encryption context."""
+
+CONTEXT_SIZE_MAX: Final = 4 * 1024
+"""Bytes of one encoded encryption context."""
+
+RANDOM_SIZE_MAX: Final = 4096
+"""Bytes of one generate_random."""
+
+IDEMPOTENCY_TOKEN_SIZE: Final = 16
+"""Bytes of an idempotency token."""
+
+PIPELINE_MAX: Final = 1024
+"""Requests a client may have unanswered on one connection."""
+
+REQUESTS_IN_FLIGHT_MAX: Final = 64
+"""Requests of one connection in Python or HSM work; then the gateway stops reading."""
+
+SECTION_OVERHEAD_SIZE: Final = 512
+"""Bytes kept free in an answer for everything that is not item data."""

@@ -1,0 +1,389 @@
+"""The operation table: every operation is one record, and everything that lists operations reads
+it here.
+
+The wire numbers, the gateway's handlers, the clients' methods, the command's verbs, the audit
+vocabulary and PROTOCOL.md are tested against this table. A handler takes the arguments in this
+order and under these names; a client method takes them by name. Numbers are never reused.
+
+Deadlines: a request's `budget_ms` of 0 means `deadline_default_ms`; more than `deadline_max_ms`
+    is cut to it. `kill_s` is
+how long one PKCS#11 call of the operation may take before its worker is killed.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from .fields import (
+    Array,
+    Binary,
+    Boolean,
+    Choice,
+    Column,
+    Context,
+    Field,
+    Integer,
+    Optional,
+    Record,
+    Reference,
+    Tags,
+    Text,
+)
+from .keys import ALGORITHMS, KEY_SPECS, KEY_STATES, PROTECTIONS, STORAGES, USAGES
+from .limits import (
+    FRAME_SIZE_MAX,
+    IDEMPOTENCY_TOKEN_SIZE,
+    ITEM_SIZE_MAX,
+    RANDOM_SIZE_MAX,
+)
+from .records import AccessPointRecord, ClientKeyRecord, KeyRecord, TokenRecord
+
+__all__ = [
+    "OPERATIONS",
+    "OPERATION_BY_NUMBER",
+    "OPTIONS",
+    "RECORDS",
+    "Operation",
+]
+
+ENVELOPE_SIZE_MAX: Final = ITEM_SIZE_MAX + 1024
+SIGNATURE_SIZE_MAX: Final = 512
+PAGE_ITEMS_MAX: Final = 100
+NAME_SIZE_MAX: Final = 128
+DESCRIPTION_SIZE_MAX: Final = 8192
+ALIASES_MAX: Final = 100
+VALIDITY_DAYS_MAX: Final = 5 * 366
+_TIME_MS_MAX: Final = 2**53
+
+OPTIONS: Final[dict[str, Binary]] = {
+    "idempotency_token": Binary(IDEMPOTENCY_TOKEN_SIZE, IDEMPOTENCY_TOKEN_SIZE),
+}
+"""What a request's option map may hold; `idempotency_token` only for operations that change
+something.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation.
+
+    Attributes:
+        number: On the wire.
+        name: Everywhere: verb_noun.
+        summary: One sentence for documents and help.
+        arguments: What a request carries, in order.
+        results: What an answer carries, in order.
+        permission: What a policy must grant.
+        changes: Whether it changes stored state; such a request may carry an idempotency token
+            and is never repeated by itself once sent without one.
+        deadline_default_ms: Time in milliseconds when the caller names none.
+        deadline_max_ms: The longest time in milliseconds a caller can ask for.
+        kill_s: The longest one PKCS#11 call may take, in seconds.
+        plane: "data" uses keys, "control" manages things.
+        command: The command's verb, or empty where a batch or a client does it.
+    """
+
+    number: int
+    name: str
+    summary: str
+    arguments: tuple[Field, ...]
+    results: tuple[Field, ...]
+    permission: str
+    changes: bool = False
+    deadline_default_ms: int = 10_000
+    deadline_max_ms: int = 60_000
+    kill_s: float = 5.0
+    plane: Literal["data", "control"] = "data"
+    command: str = ""
+
+
+_KEY: Final = Field("key", Reference())
+_CONTEXT: Final = Field("context", Context())
+_KEY_ID: Final = Field("key_id", Binary(16, 16))
+_KEY_VERSION: Final = Field("key_version", Integer(2**32 - 1, 1))
+_USED: Final = (_KEY_ID, _KEY_VERSION)
+_ALGORITHM: Final = Field("algorithm", Choice(tuple(ALGORITHMS)))
+_MESSAGE: Final = Field("message", Binary(ITEM_SIZE_MAX))
+_DIGEST: Final = Field("digest", Boolean())
+_CONTEXTS: Final = Field("contexts", Optional(Column(FRAME_SIZE_MAX, items="context")))
+_PAGE: Final = Field("page", Binary(64))
+_LIMIT: Final = Field("limit", Integer(PAGE_ITEMS_MAX, 1))
+_NEXT_PAGE: Final = Field("next_page", Binary(64))
+_ACCESS_POINT: Final = Field("access_point", Text(NAME_SIZE_MAX, 1))
+_TIME: Final = Integer(_TIME_MS_MAX)
+_STATE: Final = Choice(("Enabled", "Disabled", "Revoked"))
+
+KEY_RECORD: Final = Record(
+    KeyRecord,
+    (
+        _KEY_ID,
+        Field("spec", Choice(tuple(KEY_SPECS))),
+        Field("usage", Choice(USAGES)),
+        Field("protection", Choice(PROTECTIONS)),
+        Field("storage", Choice(("", *STORAGES))),
+        Field("token", Text(NAME_SIZE_MAX)),
+        Field("state", Choice(KEY_STATES)),
+        Field("version", Integer(2**32 - 1, 1)),
+        Field("aliases", Array(Text(NAME_SIZE_MAX, 1), ALIASES_MAX)),
+        Field("description", Text(DESCRIPTION_SIZE_MAX)),
+        Field("tags", Tags()),
+        Field("created_at_ms", _TIME),
+    ),
+)
+ACCESS_POINT_RECORD: Final = Record(
+    AccessPointRecord,
+    (
+        Field("access_point_id", Binary(16, 16)),
+        Field("name", Text(NAME_SIZE_MAX, 1)),
+        Field("description", Text(DESCRIPTION_SIZE_MAX)),
+        Field("state", _STATE),
+        Field("created_at_ms", _TIME),
+    ),
+)
+CLIENT_KEY_RECORD: Final = Record(
+    ClientKeyRecord,
+    (
+        Field("client_key_id", Binary(16, 16)),
+        _ACCESS_POINT,
+        Field("spki_sha256", Binary(32, 32)),
+        Field("serial", Text(64)),
+        Field("state", _STATE),
+        Field("not_before_ms", _TIME),
+        Field("not_after_ms", _TIME),
+    ),
+)
+TOKEN_RECORD: Final = Record(
+    TokenRecord,
+    (
+        Field("name", Text(NAME_SIZE_MAX, 1)),
+        Field("state", Text(NAME_SIZE_MAX)),
+        Field("workers", Integer(2**16)),
+        Field("busy", Integer(2**16)),
+        Field("waiting", Integer(2**32)),
+        Field("restarts", Integer(2**32)),
+    ),
+)
+RECORDS: Final = (KEY_RECORD, ACCESS_POINT_RECORD, CLIENT_KEY_RECORD, TOKEN_RECORD)
+
+_TABLE: Final = (
+    Operation(
+        1,
+        "encrypt",
+        "Encrypt one plaintext; the answer is an envelope that names the key version.",
+        (_KEY, _CONTEXT, Field("plaintext", Binary(ITEM_SIZE_MAX))),
+        (Field("ciphertext", Binary(ENVELOPE_SIZE_MAX)), *_USED),
+        permission="encrypt",
+        command="encrypt",
+    ),
+    Operation(
+        2,
+        "decrypt",
+        "Open one envelope; the key is optional and pins which key it must be.",
+        (
+            Field("key", Optional(Reference())),
+            _CONTEXT,
+            Field("ciphertext", Binary(ENVELOPE_SIZE_MAX)),
+        ),
+        (Field("plaintext", Binary(ITEM_SIZE_MAX)), *_USED),
+        permission="decrypt",
+        command="decrypt",
+    ),
+    Operation(
+        3,
+        "encrypt_batch",
+        "Encrypt many plaintexts under one key; each item has its own status.",
+        (_KEY, _CONTEXT, _CONTEXTS, Field("plaintexts", Column(FRAME_SIZE_MAX))),
+        (
+            Field("statuses", Column(FRAME_SIZE_MAX, items="u16")),
+            Field("ciphertexts", Column(FRAME_SIZE_MAX)),
+            *_USED,
+        ),
+        permission="encrypt",
+        deadline_default_ms=30_000,
+        kill_s=10.0,
+    ),
+    Operation(
+        4,
+        "decrypt_batch",
+        "Open many envelopes of one key; each item has its own status.",
+        (
+            Field("key", Optional(Reference())),
+            _CONTEXT,
+            _CONTEXTS,
+            Field("ciphertexts", Column(FRAME_SIZE_MAX)),
+        ),
+        (
+            Field("statuses", Column(FRAME_SIZE_MAX, items="u16")),
+            Field("plaintexts", Column(FRAME_SIZE_MAX)),
+            _KEY_ID,
+            Field("key_versions", Column(FRAME_SIZE_MAX, items="u32")),
+        ),
+        permission="decrypt",
+        deadline_default_ms=30_000,
+        kill_s=10.0,
+    ),
+    Operation(
+        5,
+        "sign",
+        "Sign a message, or a digest the caller made.",
+        (_KEY, _ALGORITHM, _DIGEST, _MESSAGE),
+        (Field("signature", Binary(SIGNATURE_SIZE_MAX)), *_USED),
+        permission="sign",
+        kill_s=10.0,
+        command="sign",
+    ),
+    Operation(
+        6,
+        "verify",
+        "Verify a signature; an answer means it is valid.",
+        (_KEY, _ALGORITHM, _DIGEST, _MESSAGE, Field("signature", Binary(SIGNATURE_SIZE_MAX))),
+        _USED,
+        permission="verify",
+        command="verify",
+    ),
+    Operation(
+        7,
+        "generate_random",
+        "Random bytes from the operating system, mixed with the token's where there is one.",
+        (Field("length", Integer(RANDOM_SIZE_MAX, 1)),),
+        (Field("random", Binary(RANDOM_SIZE_MAX)),),
+        permission="generate_random",
+        command="random",
+    ),
+    Operation(
+        8,
+        "get_public_key",
+        "The public key of a signing key as SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7).",
+        (_KEY,),
+        (Field("der", Binary(4096)), Field("spec", Choice(tuple(KEY_SPECS))), *_USED),
+        permission="get_public_key",
+        command="key public",
+    ),
+    Operation(
+        32,
+        "create_key",
+        "Make a key; an alias may be given with it.",
+        (
+            Field("spec", Choice(tuple(KEY_SPECS))),
+            Field("usage", Choice(USAGES)),
+            Field("protection", Choice(PROTECTIONS)),
+            Field("storage", Optional(Choice(STORAGES))),
+            Field("alias", Optional(Text(NAME_SIZE_MAX + len("alias/"), 1))),
+            Field("description", Text(DESCRIPTION_SIZE_MAX)),
+            Field("tags", Tags()),
+        ),
+        (Field("key", KEY_RECORD),),
+        permission="create_key",
+        changes=True,
+        deadline_default_ms=30_000,
+        deadline_max_ms=120_000,
+        kill_s=60.0,
+        plane="control",
+        command="key create",
+    ),
+    Operation(
+        33,
+        "list_keys",
+        "Keys in the order of their identifiers, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("keys", Array(KEY_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_keys",
+        plane="control",
+        command="key list",
+    ),
+    Operation(
+        34,
+        "show_key",
+        "One key without its material.",
+        (_KEY,),
+        (Field("key", KEY_RECORD),),
+        permission="show_key",
+        plane="control",
+        command="key show",
+    ),
+    Operation(
+        64,
+        "create_access_point",
+        "Make an access point: the identity of one application.",
+        (Field("name", Text(NAME_SIZE_MAX, 1)), Field("description", Text(DESCRIPTION_SIZE_MAX))),
+        (Field("access_point", ACCESS_POINT_RECORD),),
+        permission="create_access_point",
+        changes=True,
+        plane="control",
+        command="access-point create",
+    ),
+    Operation(
+        65,
+        "list_access_points",
+        "Access points in the order of their identifiers, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("access_points", Array(ACCESS_POINT_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_access_points",
+        plane="control",
+        command="access-point list",
+    ),
+    Operation(
+        72,
+        "create_client_key",
+        "Issue a client certificate, for a PKCS#10 request or with a gateway-made private key.",
+        (
+            _ACCESS_POINT,
+            Field("csr", Optional(Binary(16384, 1))),
+            Field("validity_days", Integer(VALIDITY_DAYS_MAX, 1)),
+        ),
+        (
+            Field("client_key", CLIENT_KEY_RECORD),
+            Field("certificate", Binary(16384)),
+            Field("ca_certificate", Binary(16384)),
+            Field("private_key", Optional(Binary(16384))),
+        ),
+        permission="create_client_key",
+        changes=True,
+        plane="control",
+        kill_s=10.0,
+        command="client-key create",
+    ),
+    Operation(
+        73,
+        "list_client_keys",
+        "Client keys in the order of their identifiers, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("client_keys", Array(CLIENT_KEY_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_client_keys",
+        plane="control",
+        command="client-key list",
+    ),
+    Operation(
+        74,
+        "revoke_client_key",
+        "Refuse a client key from now on, on open connections too.",
+        (Field("client_key_id", Binary(16, 16)),),
+        (Field("client_key", CLIENT_KEY_RECORD),),
+        permission="revoke_client_key",
+        changes=True,
+        plane="control",
+        command="client-key revoke",
+    ),
+    Operation(
+        96,
+        "show_status",
+        "What the gateway is and how it fares.",
+        (),
+        (
+            Field("version", Text(64)),
+            Field("deployment", Binary(16, 16)),
+            Field("uptime_s", Integer(2**32)),
+            Field("native_backend", Text(128)),
+            Field("root", Text(64)),
+            Field("store", Text(64)),
+            Field("store_revision", Integer(2**63)),
+            Field("warnings", Array(Text(1024), 32)),
+            Field("tokens", Array(TOKEN_RECORD, 64)),
+        ),
+        permission="show_status",
+        plane="control",
+        command="status",
+    ),
+)
+
+OPERATIONS: Final[dict[str, Operation]] = {operation.name: operation for operation in _TABLE}
+OPERATION_BY_NUMBER: Final[dict[int, Operation]] = {o.number: o for o in _TABLE}

@@ -1,0 +1,96 @@
+"""How a key is named: `key-<base32>` or `alias/<name>`, either with `@version`.
+
+The base32 alphabet is RFC 4648 section 6 in lower case without padding; 16 bytes are 26
+characters, and the two unused bits of the last one are zero, so an identifier has one spelling.
+"""
+
+import base64
+import re
+from typing import Final, NamedTuple
+
+__all__ = [
+    "ALIAS_PREFIX",
+    "KEY_PREFIX",
+    "KeyReference",
+    "check_alias",
+    "format_identifier",
+    "format_key_id",
+    "parse_identifier",
+    "parse_key_reference",
+]
+
+KEY_PREFIX: Final = "key-"
+ALIAS_PREFIX: Final = "alias/"
+_ALIAS: Final = re.compile(r"[A-Za-z0-9/_-]{1,128}", re.ASCII)
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
+_VERSION_MAX: Final = 2**32 - 1
+_IDENTIFIER_SIZE: Final = 16
+
+
+class KeyReference(NamedTuple):
+    """A parsed key reference: exactly one of `key_id` and `alias` is set; `version` is None for
+    the newest.
+    """
+
+    key_id: bytes | None
+    alias: str | None
+    version: int | None
+
+
+def format_identifier(prefix: str, identifier: bytes) -> str:
+    """The text form of a 16-byte identifier, such as `key-...` or `ap-...`."""
+    return prefix + base64.b32encode(identifier).decode().rstrip("=").lower()
+
+
+def parse_identifier(prefix: str, text: str) -> bytes:
+    """The 16 bytes of an identifier's text form.
+
+    Raises:
+        ValueError: The text is not exactly what `format_identifier` writes.
+    """
+    try:
+        identifier = base64.b32decode(text.removeprefix(prefix).upper() + "======")
+    except ValueError:
+        identifier = b""
+    if len(identifier) != _IDENTIFIER_SIZE or format_identifier(prefix, identifier) != text:
+        raise ValueError(f"{text!r} is not {prefix}<26 characters a-z2-7>")
+    return identifier
+
+
+def format_key_id(key_id: bytes) -> str:
+    """`key-<base32>` for a 16-byte key identifier."""
+    return format_identifier(KEY_PREFIX, key_id)
+
+
+def check_alias(name: str) -> str:
+    """The name of an alias without its `alias/` prefix.
+
+    Raises:
+        ValueError: It is not `alias/` and 1 to 128 characters of `A-Za-z0-9/_-`.
+    """
+    alias = name.removeprefix(ALIAS_PREFIX)
+    if not name.startswith(ALIAS_PREFIX) or not _ALIAS.fullmatch(alias):
+        raise ValueError(f"{name!r} is not alias/<1 to 128 characters A-Z a-z 0-9 / _ ->")
+    return alias
+
+
+def parse_key_reference(text: str) -> KeyReference:
+    """Parse a key reference.
+
+    Raises:
+        ValueError: It is neither `key-<base32>` nor `alias/<name>`, or its version is not 1 to
+            2^32 - 1.
+    """
+    name, separator, suffix = text.partition("@")
+    version = None
+    if separator:
+        if not _VERSION.fullmatch(suffix) or int(suffix) > _VERSION_MAX:
+            raise ValueError(f"{text!r}: behind @ stands a version number from 1")
+        version = int(suffix)
+    if name.startswith(ALIAS_PREFIX):
+        return KeyReference(None, check_alias(name), version)
+    if name.startswith(KEY_PREFIX):
+        return KeyReference(parse_identifier(KEY_PREFIX, name), None, version)
+    raise ValueError(
+        f"{text!r} is not a key: use key-<identifier> or alias/<name>, either with @version"
+    )
