@@ -1,0 +1,1 @@
+"""The hsmux gateway: a Trio daemon between applications and hardware security modules."""

@@ -1,0 +1,327 @@
+"""The gateway's configuration: one TOML file, checked against one schema, overridden by
+environment.
+
+The schema is the Structs below; `docs/configuration.md` is generated from them. A key that is not
+in the schema is refused with the nearest one that is. An environment variable
+`HSMUX_GATEWAY__SECTION__KEY` replaces one value (a double underscore a level, upper case); its
+text is read as a TOML value where it is one and as plain text where not.
+
+Secrets have no place here: a setting that leads to one names a file (`pin_file`) or a systemd
+credential (`pin_credential`), and the process that needs the secret reads it there.
+"""
+
+import difflib
+import os
+import tomllib
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from .errors import OperatorError
+
+__all__ = [
+    "ENVIRONMENT_PREFIX",
+    "Audit",
+    "Config",
+    "Health",
+    "Hsm",
+    "Keys",
+    "Limits",
+    "Native",
+    "Root",
+    "Server",
+    "Store",
+    "Tls",
+    "load_config",
+    "parse_config",
+    "split_address",
+]
+
+ENVIRONMENT_PREFIX: Final = "HSMUX_GATEWAY__"
+EXIT_CONFIGURATION: Final = 2
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the configuration file."""
+
+
+class Server(Section, frozen=True, kw_only=True):
+    """Where applications connect."""
+
+    listen: Annotated[
+        list[str],
+        Meta(min_length=1, description="Addresses to listen on, `host:port` or `[v6]:port`."),
+    ] = msgspec.field(default_factory=lambda: ["127.0.0.1:7411"])
+    names: Annotated[
+        list[str],
+        Meta(min_length=1, description="Names and addresses that the server certificate carries."),
+    ] = msgspec.field(default_factory=lambda: ["localhost", "127.0.0.1"])
+    drain_s: Annotated[
+        float,
+        Meta(ge=0, le=300, description="Seconds that open requests have to finish at a stop."),
+    ] = 10.0
+
+
+class Tls(Section, frozen=True, kw_only=True):
+    """The gateway's own certificate. Empty paths mean the one `hsmux init` made."""
+
+    certificate: Annotated[str, Meta(description="PEM file: certificate and its chain.")] = ""
+    private_key: Annotated[str, Meta(description="PEM file, mode 0600: the private key.")] = ""
+
+
+class Hsm(Section, frozen=True, kw_only=True):
+    """One HSM token; the table's name is the token's name."""
+
+    module: Annotated[str, Meta(min_length=1, description="The vendor's PKCS#11 module.")]
+    token_label: Annotated[str, Meta(min_length=1, description="Label of the token to use.")]
+    pin_file: Annotated[str, Meta(description="File, mode 0600, that holds the user PIN.")] = ""
+    pin_credential: Annotated[
+        str, Meta(description="systemd credential that holds the user PIN, instead of a file.")
+    ] = ""
+    parameters: Annotated[
+        str, Meta(description="LibraryParameters for C_Initialize; NSS needs them.")
+    ] = ""
+    environment: Annotated[
+        dict[str, str], Meta(description="Environment of the worker processes.")
+    ] = msgspec.field(default_factory=dict)
+    workers: Annotated[
+        int, Meta(ge=1, le=64, description="Worker processes, each with one session to work in.")
+    ] = 2
+    queue_items_max: Annotated[
+        int, Meta(ge=64, le=1_000_000, description="Items that may wait for a worker; then BUSY.")
+    ] = 65536
+
+
+class Root(Section, frozen=True, kw_only=True):
+    """What seals the key-encryption keys: a key in a token, or a file for development."""
+
+    token: Annotated[str, Meta(description="Name of the `hsm` table that holds the root key.")] = ""
+    file: Annotated[
+        str, Meta(description="Development only: a root key file, mode 0600, without any HSM.")
+    ] = ""
+
+
+class Store(Section, frozen=True, kw_only=True):
+    """Where keys, access points and client keys are kept."""
+
+    url: Annotated[
+        str,
+        Meta(
+            description="SQLAlchemy URL, `sqlite:///PATH` or `postgresql+psycopg://...`; "
+            "empty: a SQLite file in `instance_dir`."
+        ),
+    ] = ""
+    poll_ms: Annotated[
+        int, Meta(ge=10, le=10_000, description="Milliseconds between looks for others' changes.")
+    ] = 250
+    stale_s: Annotated[
+        float,
+        Meta(ge=1, le=3600, description="Seconds decisions hold while the store is away."),
+    ] = 30.0
+
+
+class Audit(Section, frozen=True, kw_only=True):
+    """The record of every request."""
+
+    directory: Annotated[
+        str, Meta(description="Where records are written; empty: `audit` in `instance_dir`.")
+    ] = ""
+
+
+class Health(Section, frozen=True, kw_only=True):
+    """`/healthz`, `/readyz` and `/metrics` over plain HTTP."""
+
+    listen: Annotated[str, Meta(description="Address, `host:port`; empty: no health server.")] = (
+        "127.0.0.1:7412"
+    )
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """What the gateway takes on at most."""
+
+    connections_max: Annotated[
+        int, Meta(ge=1, le=100_000, description="Open connections; more are closed at once.")
+    ] = 2000
+    requests_max: Annotated[
+        int, Meta(ge=64, le=1_000_000, description="Requests in work in all; more get BUSY.")
+    ] = 16384
+    large_buffer_bytes_max: Annotated[
+        int,
+        Meta(
+            ge=1 << 20, description="Bytes for frames beyond 64 KiB a connection, all connections."
+        ),
+    ] = 128 << 20
+    handshake_timeout_s: Annotated[
+        float, Meta(gt=0, le=60, description="Seconds for a TLS handshake and HELLO.")
+    ] = 5.0
+    frame_timeout_s: Annotated[
+        float,
+        Meta(gt=0, le=600, description="Seconds for a frame once begun, and a second per KiB."),
+    ] = 10.0
+    idle_timeout_s: Annotated[
+        float, Meta(gt=0, le=86400, description="Seconds without any request before closing.")
+    ] = 300.0
+    send_timeout_s: Annotated[
+        float, Meta(gt=0, le=600, description="Seconds a peer may leave answers unread.")
+    ] = 30.0
+
+
+class Keys(Section, frozen=True, kw_only=True):
+    """Rules for keys."""
+
+    cached_private_keys_max: Annotated[
+        int, Meta(ge=1, le=10_000, description="Software private keys kept ready in memory.")
+    ] = 256
+    cached_private_key_idle_s: Annotated[
+        float, Meta(gt=0, le=3600, description="Seconds an unused one of them is kept.")
+    ] = 60.0
+
+
+class Native(Section, frozen=True, kw_only=True):
+    """The C module."""
+
+    arena_size_bytes: Annotated[
+        int,
+        Meta(ge=1 << 20, le=1 << 30, description="Locked memory for unsealed symmetric keys."),
+    ] = 4 << 20
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole file."""
+
+    instance_dir: Annotated[
+        str,
+        Meta(min_length=1, description="Directory of this gateway's state, owned by it alone."),
+    ]
+    server: Server = Server()
+    tls: Tls = Tls()
+    hsm: dict[str, Hsm] = msgspec.field(default_factory=dict)
+    root: Root = Root()
+    store: Store = Store()
+    audit: Audit = Audit()
+    health: Health = Health()
+    limits: Limits = Limits()
+    keys: Keys = Keys()
+    native: Native = Native()
+
+
+def _fail(path: str, text: str) -> OperatorError:
+    return OperatorError(f"configuration: {path}: {text}", exit_code=EXIT_CONFIGURATION)
+
+
+def _struct_of(annotation: Any) -> Any:
+    """The Struct behind an annotation, for a table or a table of tables; None for a value."""
+    origin = typing.get_origin(annotation)
+    if origin is dict:
+        return _struct_of(typing.get_args(annotation)[1])
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation if is_section else None
+
+
+def _check_names(table: Mapping[str, Any], section: type[Section], path: str) -> None:
+    """Refuse names the schema does not have, with the nearest one it does."""
+    known = typing.get_type_hints(section, include_extras=False)
+    for name, value in table.items():
+        here = f"{path}.{name}" if path else name
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+            raise _fail(here, f"unknown; {hint}")
+        inner = _struct_of(known[name])
+        if inner is None or not isinstance(value, dict):
+            continue
+        if typing.get_origin(known[name]) is dict:
+            for key, item in value.items():
+                if isinstance(item, dict):
+                    _check_names(item, inner, f"{here}.{key}")
+        else:
+            _check_names(value, inner, here)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _override(table: dict[str, Any], environment: Mapping[str, str]) -> None:
+    for name, text in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX):
+            continue
+        *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        inner = table
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise _fail(name, f"{parent} is a value, not a table")
+        inner[last] = _read_value(text)
+
+
+def _check_rules(config: Config) -> None:
+    """What the schema cannot say: values that depend on each other."""
+    if bool(config.root.token) == bool(config.root.file):
+        raise _fail("root", "set exactly one of token (an HSM) and file (development)")
+    if config.root.token and config.root.token not in config.hsm:
+        known = ", ".join(sorted(config.hsm)) or "none"
+        raise _fail("root.token", f"no table hsm.{config.root.token}; there are: {known}")
+    if bool(config.tls.certificate) != bool(config.tls.private_key):
+        raise _fail("tls", "set both certificate and private_key, or neither")
+    for name, hsm in config.hsm.items():
+        if bool(hsm.pin_file) == bool(hsm.pin_credential):
+            raise _fail(f"hsm.{name}", "set exactly one of pin_file and pin_credential")
+    for address in [*config.server.listen, *filter(None, [config.health.listen])]:
+        split_address(address)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`.
+
+    Raises:
+        OperatorError: It is neither.
+    """
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise _fail(repr(address), "an address is host:port or [v6]:port")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_config(text: str, environment: Mapping[str, str]) -> Config:
+    """Check a configuration text.
+
+    Args:
+        text: The TOML file's text.
+        environment: Variables that may override values.
+
+    Raises:
+        OperatorError: It is not TOML, or a name or value does not fit; exit code 2.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _fail("not TOML", str(error)) from None
+    _override(table, environment)
+    _check_names(table, Config, "")
+    try:
+        config = msgspec.convert(table, Config)
+    except msgspec.ValidationError as error:
+        raise _fail("value", str(error)) from None
+    _check_rules(config)
+    return config
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration file.
+
+    Raises:
+        OperatorError: It cannot be read, or does not fit; exit code 2.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _fail(str(path), f"cannot be read: {error}") from None
+    return parse_config(text, os.environ)

@@ -1,0 +1,219 @@
+"""TLS 1.3 on a Trio socket, driven through `ssl.MemoryBIO`.
+
+Theory of operation
+-------------------
+OpenSSL never sees the socket: received bytes are written into one memory BIO, bytes to send are
+taken from another, and all OpenSSL calls are synchronous and in one task step. That gives three
+things `trio.SSLStream` does not: large reads into a buffer that is used again, so that one system
+call brings many requests; alerts that are really sent when a handshake or a record is refused; and
+no locks around OpenSSL, because nothing awaits inside it.
+
+Order on the wire: whoever wants to send takes `_send_lock`, empties the outgoing BIO and sends it
+to the end. Reading can produce bytes too (a key update's answer), and goes the same way. A send
+that is cancelled half-way has left a torn record, so the stream is marked broken and refuses
+everything after.
+
+What OpenSSL decides ends in an alert on the wire: a chain that does not lead to the CA, a
+certificate that is expired, not for clients, self-signed or missing. In TLS 1.3 the client may
+believe the handshake is done before the server has seen its certificate, so it learns of the alert
+at its first read. Who the certificate's key belongs to is not TLS's business: see `access`.
+"""
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from hsmux_protocol.connection import ALPN
+
+from .errors import OperatorError
+
+__all__ = ["TlsClosed", "TlsStream", "make_server_context"]
+
+RECEIVE_SIZE: Final = 256 * 1024
+"""Bytes of the buffer for one socket read: about the most a loopback or 10 GbE socket holds."""
+
+RECORD_SIZE: Final = 16 * 1024
+"""Bytes of the largest TLS record, which is what one SSLObject.read returns at most."""
+
+CLOSE_TIMEOUT_S: Final = 1.0
+"""Seconds for the last alert or close_notify to leave; nobody waits longer for a peer that is
+going.
+"""
+
+
+class TlsClosed(Exception):
+    """The connection ended or broke; the text says how, for the log."""
+
+
+def make_server_context(certificate: Path, private_key: Path, client_ca: bytes) -> ssl.SSLContext:
+    """A context for TLS 1.3 with client certificates required, no tickets and no early data.
+
+    Args:
+        certificate: PEM file of the server's certificate and chain.
+        private_key: PEM file of its private key.
+        client_ca: DER certificate of the CA that issues client keys.
+
+    Raises:
+        OperatorError: A file cannot be read or the key does not belong to the certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols([ALPN])
+    try:
+        context.load_cert_chain(certificate, private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise OperatorError(
+            f"tls: {certificate} and {private_key} cannot be loaded ({error}); "
+            "run `hsmux init` again or set tls.certificate and tls.private_key"
+        ) from None
+    context.load_verify_locations(cadata=client_ca)
+    return context
+
+
+class TlsStream:
+    """One TLS connection, server side.
+
+    Attributes:
+        broken: Whether a send was torn; such a stream only closes.
+    """
+
+    def __init__(self, socket: trio.socket.SocketType, context: ssl.SSLContext) -> None:
+        self._socket = socket
+        self._stream = trio.SocketStream(socket)
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._send_lock = trio.Lock()
+        self.broken = False
+
+    async def handshake(self) -> None:
+        """Shake hands; a refused peer gets its alert.
+
+        Raises:
+            TlsClosed: The peer was refused or went away.
+        """
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                if not await self._fill():
+                    raise TlsClosed("the peer left during the handshake") from None
+            except ssl.SSLError as error:
+                await self._last_flush()
+                raise TlsClosed(f"handshake refused: {error.reason or error}") from None
+            else:
+                await self._flush()
+                break
+        if self._tls.selected_alpn_protocol() != ALPN:
+            raise TlsClosed(f"the peer does not speak {ALPN}")
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """The client's certificate as DER; the handshake does not succeed without one."""
+        certificate = self._tls.getpeercert(binary_form=True)
+        if certificate is None:
+            raise TlsClosed("no client certificate")
+        return certificate
+
+    async def receive(self) -> bytes:
+        """Everything that can be decrypted now, at least one byte; empty at the peer's end.
+
+        Raises:
+            TlsClosed: The connection broke, or the peer sent something TLS refuses.
+        """
+        while True:
+            data = self._read_decrypted()
+            if data is None:
+                return b""
+            if self._outgoing.pending:
+                await self._flush()
+            if data:
+                return data
+            if not await self._fill():
+                return b""
+
+    def _read_decrypted(self) -> bytes | None:
+        """Decrypted bytes, empty when more must be received, None at close_notify."""
+        pieces = []
+        try:
+            while True:
+                piece = self._tls.read(RECORD_SIZE)
+                if not piece:
+                    break
+                pieces.append(piece)
+        except ssl.SSLWantReadError:
+            return b"".join(pieces)
+        except ssl.SSLZeroReturnError:
+            pass
+        except ssl.SSLError as error:
+            raise TlsClosed(f"record refused: {error.reason or error}") from None
+        return b"".join(pieces) if pieces else None
+
+    async def send_all(self, data: bytes) -> None:
+        """Encrypt and send all of `data`.
+
+        Raises:
+            TlsClosed: The connection broke.
+        """
+        if self.broken:
+            raise TlsClosed("an earlier send was cut off")
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as error:
+            raise TlsClosed(f"cannot send: {error.reason or error}") from None
+        await self._flush()
+
+    async def close(self) -> None:
+        """Send close_notify if that is still possible, then close the socket."""
+        if not self.broken:
+            try:
+                self._tls.unwrap()
+            except (ssl.SSLError, ValueError):
+                # The usual case is that the peer has not sent its close_notify; nobody waits for
+                # it.
+                pass
+        await self._last_flush()
+
+    async def _last_flush(self) -> None:
+        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+            try:
+                if not self.broken:
+                    await self._flush()
+            except TlsClosed:
+                pass
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self._stream)
+
+    async def _fill(self) -> bool:
+        """Receive once into the incoming BIO; False at the end of the stream."""
+        try:
+            size = await self._socket.recv_into(self._buffer)
+        except (OSError, trio.ClosedResourceError) as error:
+            raise TlsClosed(f"connection lost: {type(error).__name__}") from None
+        if size:
+            self._incoming.write(self._buffer[:size])
+        else:
+            self._incoming.write_eof()
+        return size > 0
+
+    async def _flush(self) -> None:
+        async with self._send_lock:
+            data = self._outgoing.read()
+            if not data:
+                return
+            whole = False
+            try:
+                await self._stream.send_all(data)
+                whole = True
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                raise TlsClosed("connection lost while sending") from None
+            finally:
+                if not whole:
+                    self.broken = True
