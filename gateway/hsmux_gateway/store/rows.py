@@ -1,0 +1,416 @@
+"""The rows of the store as values, and the tables they belong to.
+
+A row is a frozen struct. Its fields are, in this order: the clear columns (in the order of the
+schema, which is the order they are sealed in), the secret columns (kept only inside the seal) and
+`row_revision`, the store revision that wrote it. A new row has `row_revision` 0.
+
+Nothing that other processes follow is ever deleted: an alias that is gone points to no key, a
+key that is gone is `Destroyed`. So "what changed since revision r" is one indexed question to
+each followed table.
+
+Times are milliseconds since 1970 UTC, identifiers 16 bytes. Integers are 0 to 2^63 - 1. Text is
+without the character U+0000, which PostgreSQL cannot hold.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+__all__ = [
+    "ACCESS_POINTS",
+    "ALIASES",
+    "CLIENT_KEYS",
+    "COUNTERS",
+    "DEPLOYMENT",
+    "GATEWAY_KEYS",
+    "IDEMPOTENCY",
+    "INTENTS",
+    "KEKS",
+    "KEK_SEALS",
+    "KEYS",
+    "KEY_VERSIONS",
+    "ROOTS",
+    "SETTINGS",
+    "STATE",
+    "TABLES",
+    "AccessPointRow",
+    "AliasRow",
+    "ClientKeyRow",
+    "CounterRow",
+    "DeploymentRow",
+    "GatewayKeyRow",
+    "IdempotencyRow",
+    "IntentRow",
+    "KekRow",
+    "KekSealRow",
+    "Key",
+    "KeyRow",
+    "KeyVersionRow",
+    "RootRow",
+    "Row",
+    "SettingRow",
+    "StateRow",
+    "Table",
+    "Value",
+    "table_of",
+]
+
+Value: TypeAlias = int | str | bytes | None
+Key: TypeAlias = tuple[Value, ...]
+
+
+class Row(msgspec.Struct, frozen=True):
+    """The base of all rows. Its `repr` leaves out what is sealed or secret."""
+
+    hidden: ClassVar[tuple[str, ...]] = ()
+
+    if TYPE_CHECKING:
+        # Each struct's last field; declared here it would come first.
+        @property
+        def row_revision(self) -> int: ...
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}=<{len(getattr(self, name))} bytes>"
+            if name in self.hidden
+            else f"{name}={getattr(self, name)!r}"
+            for name in self.__struct_fields__
+        )
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class DeploymentRow(Row, frozen=True):
+    """The deployment this store belongs to: one row, written when the store is created."""
+
+    singleton: int
+    deployment_id: bytes
+    format: int
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class StateRow(Row, frozen=True):
+    """One row whose `row_revision` is the revision of the whole store."""
+
+    singleton: int
+    row_revision: int = 0
+
+
+class RootRow(Row, frozen=True):
+    """A key that seals key-encryption keys (KEKs).
+
+    Attributes:
+        kind: "hsm": a token object; "file": the development root file.
+        token: The token's configured name; empty for a file.
+        cka_id: The object's CKA_ID; empty for a file.
+        proof: Bytes that only this key opens, checked before its first use.
+        state: "active" or "retired".
+    """
+
+    hidden = ("proof",)
+    root_id: bytes
+    kind: str
+    token: str
+    cka_id: bytes
+    proof: bytes
+    state: str
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class KekRow(Row, frozen=True):
+    """A key-encryption key; `state` is "active" or "retired"."""
+
+    kek_id: bytes
+    state: str
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class KekSealRow(Row, frozen=True):
+    """A KEK sealed by one root; any number of roots can seal each KEK."""
+
+    hidden = ("kek_sealed",)
+    kek_id: bytes
+    root_id: bytes
+    kek_sealed: bytes
+    row_revision: int = 0
+
+
+class GatewayKeyRow(Row, frozen=True):
+    """A key the gateway made for itself, such as "wrapping" or "ca".
+
+    Attributes:
+        material: The inner sealed blob of a software key; empty for a token object.
+        public_key: SubjectPublicKeyInfo DER; empty for a symmetric key.
+        certificate: X.509 DER that goes with it; empty if there is none.
+    """
+
+    hidden = ("material", "proof")
+    name: str
+    spec: str
+    token: str
+    cka_id: bytes
+    public_key: bytes
+    certificate: bytes
+    material: bytes
+    proof: bytes
+    state: str
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class KeyRow(Row, frozen=True):
+    """A key of the Key Service without its material.
+
+    Attributes:
+        storage: "hsm" for a token object; empty for a software-protected key.
+        token: The token's configured name; empty for a software-protected key.
+        current_version: The newest version's number, from 1; 0 while there is none.
+        created_by: Who asked for it (an access point).
+    """
+
+    key_id: bytes
+    spec: str
+    usage: str
+    protection: str
+    storage: str
+    token: str
+    state: str
+    current_version: int
+    description: str
+    tags: dict[str, str]
+    created_at_ms: int
+    created_by: bytes
+    row_revision: int = 0
+
+
+class KeyVersionRow(Row, frozen=True):
+    """One version of a key.
+
+    Attributes:
+        token, cka_id: Where the token object is; empty for a software-protected key.
+        public_key: SubjectPublicKeyInfo DER; empty for a symmetric key.
+        material: The inner sealed blob of a software key; empty for a token object.
+        proof: The inner sealed blob that proves a token object is this key; may be empty.
+    """
+
+    hidden = ("material", "proof")
+    key_id: bytes
+    version: int
+    state: str
+    token: str
+    cka_id: bytes
+    public_key: bytes
+    material: bytes
+    proof: bytes
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class AliasRow(Row, frozen=True):
+    """A name for a key; None when it is gone, so that others learn of it."""
+
+    name: str
+    key_id: bytes | None
+    row_revision: int = 0
+
+
+class AccessPointRow(Row, frozen=True):
+    """An application access point."""
+
+    access_point_id: bytes
+    name: str
+    description: str
+    state: str
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class ClientKeyRow(Row, frozen=True):
+    """A client key of an access point: SHA-256 of the SubjectPublicKeyInfo DER identifies it."""
+
+    client_key_id: bytes
+    access_point_id: bytes
+    spki_sha256: bytes
+    serial: str
+    subject: str
+    not_before_ms: int
+    not_after_ms: int
+    state: str
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class CounterRow(Row, frozen=True):
+    """How many uses of a key version have been leased, ever: it over-counts after a crash and
+    never under-counts.
+    """
+
+    key_id: bytes
+    version: int
+    leased: int
+    row_revision: int = 0
+
+
+class IntentRow(Row, frozen=True):
+    """Something that is about to be done in a token, written before it is begun.
+
+    Attributes:
+        kind: What is being done, such as "create_key".
+        key_id: The key it is for, or None.
+        owner: The process that does it; after `lease_until_ms` anybody may reconcile it.
+        arguments: What reconciliation needs to know.
+    """
+
+    hidden = ("arguments",)
+    intent_id: bytes
+    kind: str
+    token: str
+    cka_id: bytes
+    key_id: bytes | None
+    owner: str
+    arguments: bytes
+    created_at_ms: int
+    lease_until_ms: int
+    row_revision: int = 0
+
+
+class IdempotencyRow(Row, frozen=True):
+    """What an operation with an idempotency token answered."""
+
+    hidden = ("result",)
+    access_point_id: bytes
+    operation: str
+    token: bytes
+    arguments_hash: bytes
+    result: bytes
+    created_at_ms: int
+    row_revision: int = 0
+
+
+class SettingRow(Row, frozen=True):
+    """A named value of the deployment; `secret` is kept only inside the seal."""
+
+    hidden = ("value", "secret")
+    name: str
+    value: bytes
+    secret: bytes
+    row_revision: int = 0
+
+
+R = TypeVar("R", bound=Row)
+
+
+@dataclass(frozen=True)
+class Table(Generic[R]):
+    """A table: which row it holds and how its columns are treated.
+
+    Attributes:
+        name: The name in the database and inside the seal.
+        row: The struct its rows are.
+        key: The primary key's columns, the first of the struct.
+        unique: Other sets of columns no two rows may share.
+        secret: Columns that are kept only inside the seal, the last of the struct.
+        json: Clear columns that hold a map of texts and are stored as canonical JSON.
+        references: Columns that name the row of another table by its primary key, and that table.
+        indexed: Columns that rows are found by below a bound.
+        followed: Whether processes keep its rows in memory and follow its changes.
+    """
+
+    name: str
+    row: type[R]
+    key: tuple[str, ...]
+    unique: tuple[tuple[str, ...], ...] = ()
+    secret: tuple[str, ...] = ()
+    json: tuple[str, ...] = ()
+    references: tuple[tuple[str, str], ...] = ()
+    indexed: tuple[str, ...] = ()
+    followed: bool = False
+
+    @cached_property
+    def clear(self) -> tuple[str, ...]:
+        """The clear columns in the order of the schema."""
+        return self.row.__struct_fields__[: -1 - len(self.secret)]
+
+    @cached_property
+    def json_positions(self) -> tuple[int, ...]:
+        """Where in `clear` the columns of `json` are."""
+        return tuple(self.clear.index(name) for name in self.json)
+
+    def key_of(self, row: R) -> Key:
+        """The row's primary key."""
+        return tuple(getattr(row, name) for name in self.key)
+
+
+DEPLOYMENT: Final = Table("deployment", DeploymentRow, ("singleton",))
+STATE: Final = Table("state", StateRow, ("singleton",))
+ROOTS: Final = Table("roots", RootRow, ("root_id",), followed=True)
+KEKS: Final = Table("keks", KekRow, ("kek_id",), followed=True)
+KEK_SEALS: Final = Table(
+    "kek_seals",
+    KekSealRow,
+    ("kek_id", "root_id"),
+    references=(("kek_id", "keks"), ("root_id", "roots")),
+    followed=True,
+)
+GATEWAY_KEYS: Final = Table("gateway_keys", GatewayKeyRow, ("name",), followed=True)
+KEYS: Final = Table("keys", KeyRow, ("key_id",), json=("tags",), followed=True)
+KEY_VERSIONS: Final = Table(
+    "key_versions",
+    KeyVersionRow,
+    ("key_id", "version"),
+    references=(("key_id", "keys"),),
+    followed=True,
+)
+ALIASES: Final = Table(
+    "aliases", AliasRow, ("name",), references=(("key_id", "keys"),), followed=True
+)
+ACCESS_POINTS: Final = Table(
+    "access_points", AccessPointRow, ("access_point_id",), unique=(("name",),), followed=True
+)
+CLIENT_KEYS: Final = Table(
+    "client_keys",
+    ClientKeyRow,
+    ("client_key_id",),
+    unique=(("spki_sha256",),),
+    references=(("access_point_id", "access_points"),),
+    followed=True,
+)
+SETTINGS: Final = Table("settings", SettingRow, ("name",), secret=("secret",), followed=True)
+COUNTERS: Final = Table("counters", CounterRow, ("key_id", "version"))
+INTENTS: Final = Table("intents", IntentRow, ("intent_id",), indexed=("lease_until_ms",))
+IDEMPOTENCY: Final = Table(
+    "idempotency",
+    IdempotencyRow,
+    ("access_point_id", "operation", "token"),
+    indexed=("created_at_ms",),
+)
+
+TABLES: Final[tuple[Table[Any], ...]] = (
+    DEPLOYMENT,
+    STATE,
+    ROOTS,
+    KEKS,
+    KEK_SEALS,
+    GATEWAY_KEYS,
+    KEYS,
+    KEY_VERSIONS,
+    ALIASES,
+    ACCESS_POINTS,
+    CLIENT_KEYS,
+    SETTINGS,
+    COUNTERS,
+    INTENTS,
+    IDEMPOTENCY,
+)
+"""All tables, each after those it refers to."""
+
+_BY_ROW: Final[dict[type[Row], Table[Any]]] = {table.row: table for table in TABLES}
+
+
+def table_of(row: type[R]) -> Table[R]:
+    """The table that holds rows of this type."""
+    return _BY_ROW[row]

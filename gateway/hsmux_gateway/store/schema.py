@@ -1,0 +1,72 @@
+"""The tables as SQLAlchemy sees them, made from the row structs.
+
+Every column is NOT NULL unless the struct says None, and SQLite's tables are STRICT: a value of
+another type is refused by the database already. The migrations spell the same columns out (a
+migration never changes once it is released); a test compares the two on both databases.
+"""
+
+import types
+import typing
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from .rows import TABLES, Row, Table
+
+__all__ = ["METADATA", "SCHEMA_VERSION", "SEAL_COLUMNS", "VERSION_TABLE", "sql_table"]
+
+SCHEMA_VERSION: Final = "0001"
+"""The newest migration; versions are compared as numbers."""
+
+SEAL_COLUMNS: Final = ("row_revision", "row_kek_id", "row_sealed")
+"""What stands behind the clear columns of every table."""
+
+_TYPES: Final[dict[object, sa.types.TypeEngine[Any]]] = {
+    int: sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+    str: sa.Text().with_variant(sa.Text(collation="C"), "postgresql"),
+    bytes: sa.LargeBinary(),
+    dict: sa.Text().with_variant(sa.Text(collation="C"), "postgresql"),
+}
+
+
+def _column(row: type[Row], name: str) -> sa.Column[Any]:
+    annotation = typing.get_type_hints(row)[name]
+    nullable = isinstance(annotation, types.UnionType)
+    if nullable:
+        (annotation,) = (a for a in typing.get_args(annotation) if a is not types.NoneType)
+    kind = _TYPES[typing.get_origin(annotation) or annotation]
+    return sa.Column(name, kind, nullable=nullable, autoincrement=False)
+
+
+def _sql_table(table: Table[Any], metadata: sa.MetaData) -> sa.Table:
+    columns = [_column(table.row, name) for name in table.clear]
+    rules: list[sa.schema.SchemaItem] = [
+        sa.PrimaryKeyConstraint(*table.key, name=f"{table.name}_key")
+    ]
+    for unique in table.unique:
+        rules.append(sa.UniqueConstraint(*unique, name=f"{table.name}_{'_'.join(unique)}_unique"))
+    for name, other in table.references:
+        rule = f"{table.name}_{name}_reference"
+        rules.append(sa.ForeignKeyConstraint([name], [f"{other}.{name}"], name=rule))
+    for name in (*table.indexed, *(["row_revision"] if table.followed else [])):
+        rules.append(sa.Index(f"{table.name}_{name}_index", name))
+    return sa.Table(
+        table.name,
+        metadata,
+        *columns,
+        sa.Column("row_revision", _TYPES[int], nullable=False),
+        sa.Column("row_kek_id", _TYPES[bytes], nullable=False),
+        sa.Column("row_sealed", _TYPES[bytes], nullable=False),
+        *rules,
+        sqlite_strict=True,
+    )
+
+
+METADATA: Final = sa.MetaData()
+VERSION_TABLE: Final = sa.table("alembic_version", sa.column("version_num", sa.Text()))
+_SQL_TABLES: Final = {table.name: _sql_table(table, METADATA) for table in TABLES}
+
+
+def sql_table(table: Table[Any]) -> sa.Table:
+    """The SQL table of a table."""
+    return _SQL_TABLES[table.name]

@@ -1,0 +1,406 @@
+"""The store: one revision, sealed rows, transactions of pieces of work.
+
+Theory of operation. One row, `state`, holds the revision of the whole store; every writing
+transaction takes it first (SQLite: BEGIN IMMEDIATE; PostgreSQL: its row lock) and writes it last.
+So writing transactions happen one after the other, a higher revision was committed later, and a
+reader who has seen revision r has seen everything up to r. (A sequence would hand out numbers
+that commit in another order, and a revocation could be missed.) Whoever keeps rows in memory
+polls `revision` and asks `read_changes` for what came since.
+
+A piece of work is a function of a `Transaction`. Several can share one commit (`write_group`):
+each has its own savepoint and its own revision, and one that fails costs the others nothing. If
+the database itself fails, none of the group is written and all learn the same error. A work may
+run and then not be committed, so it must have no effect besides its writes.
+
+How a store comes to life:
+
+    create   makes tables, deployment and state: the store is bare, its rows are unsealed
+    reseal   seals every row under the first key-encryption key: from now on it is sealed
+    open     finds a store of this version; `bootstrap` reads, unchecked, what leads to the
+             key-encryption key; `unlock` gives the sealer and checks what was read
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Generic, NoReturn, TypeAlias, TypeVar
+
+import msgspec
+
+from .backend import Backend, Rows
+from .errors import DATABASE_FAILED, SchemaMismatch, SealBroken, StoreDamaged
+from .memory import MemoryBackend
+from .opening import BUSY_TIMEOUT_S, FirstRows, create_database, open_database
+from .rows import (
+    DEPLOYMENT,
+    KEK_SEALS,
+    KEKS,
+    ROOTS,
+    STATE,
+    TABLES,
+    AccessPointRow,
+    AliasRow,
+    ClientKeyRow,
+    DeploymentRow,
+    GatewayKeyRow,
+    KekRow,
+    KekSealRow,
+    KeyRow,
+    KeyVersionRow,
+    RootRow,
+    Row,
+    SettingRow,
+    StateRow,
+    Table,
+)
+from .sealing import RowSealer, RowSeals
+from .transaction import Reader, Transaction
+
+__all__ = ["FORMAT", "Bootstrap", "Changes", "Done", "Failed", "Result", "Store"]
+
+FORMAT: Final = 1
+"""The format of sealed rows."""
+_SINGLETON: Final = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """A work of a group that was committed, and what it returned."""
+
+    value: T
+
+    def get(self) -> T:
+        """What the work returned."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A work of a group that raised; nothing of it was written."""
+
+    error: Exception
+
+    def get(self) -> NoReturn:
+        """Raises what the work raised."""
+        raise self.error
+
+
+Result: TypeAlias = Done[T] | Failed
+Work: TypeAlias = Callable[[Transaction], T]
+
+
+class Bootstrap(msgspec.Struct, frozen=True):
+    """What leads to the key-encryption key. Unchecked: `Store.unlock` checks it."""
+
+    deployment: DeploymentRow
+    roots: list[RootRow]
+    keks: list[KekRow]
+    kek_seals: list[KekSealRow]
+
+    @property
+    def bare(self) -> bool:
+        """Whether `init` has not finished: there is no key-encryption key yet."""
+        return not self.keks
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """The rows that processes keep in memory, as far as they changed.
+
+    Attributes:
+        revision: The revision these rows bring their reader to.
+    """
+
+    revision: int
+    roots: list[RootRow] = []
+    keks: list[KekRow] = []
+    kek_seals: list[KekSealRow] = []
+    gateway_keys: list[GatewayKeyRow] = []
+    keys: list[KeyRow] = []
+    key_versions: list[KeyVersionRow] = []
+    aliases: list[AliasRow] = []
+    access_points: list[AccessPointRow] = []
+    client_keys: list[ClientKeyRow] = []
+    settings: list[SettingRow] = []
+
+
+_BOOTSTRAP: Final[tuple[Table[Any], ...]] = (DEPLOYMENT, ROOTS, KEKS, KEK_SEALS)
+_FOLLOWED: Final = tuple(table for table in TABLES if table.followed)
+
+
+class Store:
+    """A store, over a database (`open`, `create`) or the in-memory twin (`in_memory`).
+
+    All methods block and may be called from any thread; a Trio program calls them through a
+    limiter, and writes through a `StoreWriter`.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        """Finds the deployment of a backend; programs call `open`, `create` or `in_memory`.
+
+        Raises:
+            SchemaMismatch: There is no deployment, or it is of another format.
+        """
+        self._backend = backend
+        self._damage: StoreDamaged | None = None
+        self._works_done = 0
+        self._commits_done = 0
+        with self._reading() as rows:
+            stored = rows.fetch(DEPLOYMENT, (_SINGLETON,))
+        if stored is None:
+            raise SchemaMismatch("there is no deployment in this store: run hsmux init")
+        deployment = RowSeals(b"", None).peek(DEPLOYMENT, stored)
+        if deployment.format != FORMAT:
+            raise SchemaMismatch(
+                f"the store is of format {deployment.format}, this hsmux knows {FORMAT}: "
+                "run hsmux store migrate"
+            )
+        self._seals = RowSeals(deployment.deployment_id, None)
+
+    @classmethod
+    def open(cls, url: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> "Store":
+        """Open a store that `create` made.
+
+        Args:
+            url: "sqlite:////absolute/path" or "postgresql://...".
+            busy_timeout_s: How long to wait for others that write, in seconds.
+
+        Raises:
+            SchemaMismatch: There is none, or it is older or newer than this program.
+            UnsafeStore: Others could read or change it, or commits are not durable.
+            StoreUnavailable, StoreBusy, StoreDamaged: It cannot be read now.
+        """
+        return cls._over(open_database(url, busy_timeout_s))
+
+    @classmethod
+    def create(
+        cls,
+        url: str,
+        *,
+        deployment_id: bytes,
+        created_at_ms: int,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+    ) -> "Store":
+        """Make a bare store, as a whole or not at all, or open the one that is there.
+
+        A store that is there keeps its own deployment; what `open` raises, this raises too.
+        """
+        first = _first_rows(deployment_id, created_at_ms)
+        return cls._over(create_database(url, busy_timeout_s, first))
+
+    @classmethod
+    def in_memory(cls, *, deployment_id: bytes, created_at_ms: int) -> "Store":
+        """A bare store that is gone with the process: for tests of what stands on the store."""
+        backend = MemoryBackend()
+        with backend.begin() as rows:
+            for table, stored in _first_rows(deployment_id, created_at_ms):
+                rows.insert(table, stored)
+        return cls(backend)
+
+    @classmethod
+    def _over(cls, backend: Backend) -> "Store":
+        try:
+            return cls(backend)
+        except BaseException:
+            backend.close()
+            raise
+
+    @property
+    def deployment_id(self) -> bytes:
+        """16 bytes."""
+        return self._seals.deployment_id
+
+    def __repr__(self) -> str:
+        kek = self._seals.sealer.kek_id.hex() if self._seals.sealer else "none"
+        done = f"{self._works_done} works in {self._commits_done} commits"
+        return f"Store({self._backend!r}, kek {kek}, {done})"
+
+    def close(self) -> None:
+        """Give up all connections."""
+        self._backend.close()
+
+    def bootstrap(self) -> Bootstrap:
+        """What leads to the key-encryption key, unchecked."""
+        with self._reading() as rows:
+            stored = rows.fetch(DEPLOYMENT, (_SINGLETON,))
+            if stored is None:
+                raise SealBroken(DEPLOYMENT.name, (_SINGLETON,))
+            peek = self._seals.peek
+            return Bootstrap(
+                peek(DEPLOYMENT, stored),
+                [peek(ROOTS, stored) for stored in rows.find(ROOTS, {})],
+                [peek(KEKS, stored) for stored in rows.find(KEKS, {})],
+                [peek(KEK_SEALS, stored) for stored in rows.find(KEK_SEALS, {})],
+            )
+
+    def unlock(self, sealer: RowSealer) -> None:
+        """Give the sealer of a sealed store; checks everything `bootstrap` has read.
+
+        Raises:
+            SealBroken: It does not open this store's rows.
+        """
+        seals = RowSeals(self.deployment_id, sealer)
+        with self._reading() as rows:
+            _state(rows, seals)
+            for table in _BOOTSTRAP:
+                for stored in rows.find(table, {}):
+                    seals.load(table, stored)
+        self._seals = seals
+
+    def reseal(self, sealer: RowSealer, work: Work[T]) -> T:
+        """Do a work and seal every row anew, in one transaction; the sealer is used from then on.
+
+        It ends `init` (the work writes the root, the key-encryption key and its seal) and is how
+        a deployment goes over to a new key-encryption key. It reads one table at a time into
+        memory and keeps others from writing until it is done.
+
+        Raises:
+            What `write` raises.
+        """
+        seals = RowSeals(self.deployment_id, sealer)
+        with self._writing() as rows:
+            revision = _state(rows, self._seals, lock=True).row_revision + 1
+            value = work(Transaction(rows, self._seals, revision))
+            for table in TABLES:
+                for stored in rows.find(table, {}):
+                    row = self._seals.load(table, stored)
+                    rows.replace(table, seals.store(table, row, revision), row.row_revision)
+        self._seals = seals
+        return value
+
+    def write(self, work: Work[T]) -> T:
+        """Do a work in a transaction of its own; returns once it is durable.
+
+        Raises:
+            Conflict, SealBroken: From the work's reads and writes.
+            StoreBusy, StoreFull, StoreUnavailable: Nothing was written.
+            CommitUnknown: It was written as a whole or not at all.
+            StoreDamaged: As `CommitUnknown`, and this process has to end.
+            StoreLocked: The store is sealed and not unlocked.
+        """
+        (result,) = self.write_group([work])
+        return result.get()
+
+    def write_group(self, works: Sequence[Work[T]]) -> list[Result[T]]:
+        """Do several works with one commit, each by itself; their results, in order.
+
+        Raises:
+            StoreError: The database failed as `write` says, for all of the group.
+        """
+        with self._writing() as rows:
+            state = _state(rows, self._seals, lock=True)
+            revision = state.row_revision
+            results: list[Result[T]] = []
+            for work in works:
+                result = self._attempt(rows, work, revision + 1)
+                revision += isinstance(result, Done)
+                results.append(result)
+            if revision > state.row_revision:
+                rows.replace(STATE, self._seals.store(STATE, state, revision), state.row_revision)
+        self._commits_done += 1
+        self._works_done += len(works)
+        return results
+
+    def _attempt(self, rows: Rows, work: Work[T], revision: int) -> Result[T]:
+        try:
+            with rows.savepoint():
+                return Done(work(Transaction(rows, self._seals, revision)))
+        except DATABASE_FAILED:
+            raise
+        except Exception as error:
+            # Not gone on with: `Failed.get` raises it to whoever brought the work.
+            return Failed(error)
+
+    def read(self, work: Callable[[Reader], T]) -> T:
+        """Do a reading work that sees one state of the store.
+
+        Raises:
+            SealBroken: A row it read was changed outside of hsmux.
+            StoreUnavailable, StoreBusy, StoreDamaged: It could not be read now.
+            StoreLocked: The store is sealed and not unlocked.
+        """
+        with self._reading() as rows:
+            return work(Reader(rows, self._seals, _state(rows, self._seals).row_revision))
+
+    def revision(self) -> int:
+        """The store's revision now; raises what `read` raises."""
+        with self._reading() as rows:
+            return _state(rows, self._seals).row_revision
+
+    def read_changes(self, since_revision: int) -> Changes:
+        """All rows that processes keep in memory and that were written after a revision.
+
+        Args:
+            since_revision: The `Changes.revision` before, or 0 for everything.
+
+        Raises:
+            What `read` raises.
+        """
+        lists: dict[type[Row], list[Any]] = {table.row: [] for table in _FOLLOWED}
+        revision = self.each_change(since_revision, lambda row: lists[type(row)].append(row))
+        return Changes(revision, *(lists[table.row] for table in _FOLLOWED))
+
+    def each_change(self, since_revision: int, consume: Callable[[Row], object]) -> int:
+        """The same, one row at a time: for whoever builds something else of them.
+
+        Rows of a table come together, tables after those they refer to.
+
+        Returns:
+            The revision these rows bring their reader to.
+        """
+        with self._reading() as rows:
+            revision = _state(rows, self._seals).row_revision
+            if revision > since_revision or not since_revision:
+                for table in _FOLLOWED:
+                    self._consume(rows, table, since_revision, revision, consume)
+        return revision
+
+    def _consume(
+        self,
+        rows: Rows,
+        table: Table[Any],
+        since_revision: int,
+        revision: int,
+        consume: Callable[[Row], object],
+    ) -> None:
+        load = self._seals.load
+        for stored in rows.changed(table, since_revision):
+            row = load(table, stored)
+            if row.row_revision > revision:
+                # A genuine row of the future: the state row was put back to an older copy.
+                raise SealBroken(STATE.name, (_SINGLETON,))
+            consume(row)
+
+    def _reading(self) -> AbstractContextManager[Rows]:
+        return self._noting_damage(self._backend.snapshot())
+
+    def _writing(self) -> AbstractContextManager[Rows]:
+        return self._noting_damage(self._backend.begin())
+
+    @contextmanager
+    def _noting_damage(self, transaction: AbstractContextManager[Rows]) -> Iterator[Rows]:
+        if self._damage is not None:
+            raise StoreDamaged("the database failed earlier: this process has to end")
+        try:
+            with transaction as rows:
+                yield rows
+        except StoreDamaged as error:
+            self._damage = error
+            raise
+
+
+def _state(rows: Rows, seals: RowSeals, *, lock: bool = False) -> StateRow:
+    stored = rows.fetch(STATE, (_SINGLETON,), lock=lock)
+    if stored is None:
+        raise SealBroken(STATE.name, (_SINGLETON,))
+    return seals.load(STATE, stored)
+
+
+def _first_rows(deployment_id: bytes, created_at_ms: int) -> FirstRows:
+    seals = RowSeals(deployment_id, None)
+    deployment = DeploymentRow(_SINGLETON, deployment_id, FORMAT, created_at_ms)
+    return [
+        (DEPLOYMENT, seals.store(DEPLOYMENT, deployment, 0)),
+        (STATE, seals.store(STATE, StateRow(_SINGLETON), 0)),
+    ]

@@ -1,0 +1,219 @@
+"""What a piece of work can do in a store: checked reads, compare-and-swap writes, and the three
+helpers that have to share a transaction with an effect (idempotency, intents, counters).
+"""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from .backend import Rows
+from .errors import Conflict
+from .rows import (
+    COUNTERS,
+    DEPLOYMENT,
+    IDEMPOTENCY,
+    INTENTS,
+    STATE,
+    CounterRow,
+    IdempotencyRow,
+    IntentRow,
+    Key,
+    Row,
+    Table,
+    Value,
+    table_of,
+)
+from .sealing import INTEGER_MAX, RowSeals, Stored
+
+__all__ = ["IDEMPOTENCY_KEPT_MS", "PURGE_STEP", "Reader", "Transaction"]
+
+IDEMPOTENCY_KEPT_MS: Final = 24 * 3600 * 1000
+"""How long an idempotency token is remembered."""
+PURGE_STEP: Final = 500
+"""The most idempotency rows one purge deletes, so that it never holds others up for long."""
+
+R = TypeVar("R", bound=Row)
+
+
+class Reader:
+    """Reads of one transaction; every row's seal is checked.
+
+    Attributes:
+        revision: The store's revision these reads see.
+    """
+
+    def __init__(self, rows: Rows, seals: RowSeals, revision: int) -> None:
+        self._rows = rows
+        self._seals = seals
+        self.revision = revision
+
+    def get(self, row: type[R], *key: Value) -> R | None:
+        """The row of this type with this primary key, or None.
+
+        Raises:
+            SealBroken: It was changed outside of hsmux.
+        """
+        table = table_of(row)
+        stored = self._rows.fetch(table, key)
+        return None if stored is None else self._seals.load(table, stored)
+
+    def select(self, row: type[R], *, limit: int | None = None, **equal: Value) -> list[R]:
+        """The rows of this type whose clear columns equal these values, by primary key.
+
+        Raises:
+            SealBroken: One was changed outside of hsmux.
+        """
+        table = table_of(row)
+        return [self._seals.load(table, s) for s in self._rows.find(table, equal, limit=limit)]
+
+    def recall(
+        self, access_point_id: bytes, operation: str, token: bytes, arguments_hash: bytes
+    ) -> bytes | None:
+        """What the operation with this idempotency token answered, or None if it was not done.
+
+        Raises:
+            Conflict: The token was used with other arguments.
+        """
+        found = self.get(IdempotencyRow, access_point_id, operation, token)
+        if found is None:
+            return None
+        if found.arguments_hash != arguments_hash:
+            raise Conflict("idempotency token", "was used with other arguments")
+        return found.result
+
+    def expired_intents(self, now_ms: int) -> list[IntentRow]:
+        """The intents whose lease has ended, which anybody may reconcile."""
+        found = self._rows.find(INTENTS, {}, below=("lease_until_ms", now_ms))
+        return [self._seals.load(INTENTS, stored) for stored in found]
+
+
+class Transaction(Reader):
+    """Reads and writes of one piece of work: all of them happen at its `revision`, or none."""
+
+    def insert(self, row: R) -> R:
+        """Add a row; returns it with its `row_revision`.
+
+        Raises:
+            Conflict: A unique column is taken, or a reference leads nowhere.
+            ValueError: A column holds what the store cannot keep.
+        """
+        table = self._writable(row)
+        stored = self._seals.store(table, row, self.revision)
+        self._check_free(table, table.key, stored, own=None)
+        for unique in table.unique:
+            self._check_free(table, unique, stored, own=None)
+        self._rows.insert(table, stored)
+        return msgspec.structs.replace(row, row_revision=self.revision)
+
+    def update(self, row: R) -> R:
+        """Write a changed copy of a row that was read; returns it with its new `row_revision`.
+
+        Raises:
+            Conflict: Somebody else changed it since, a unique column is taken, or a reference
+                leads nowhere.
+            ValueError: A column holds what the store cannot keep.
+        """
+        table = self._writable(row)
+        stored = self._seals.store(table, row, self.revision)
+        for unique in table.unique:
+            self._check_free(table, unique, stored, own=table.key_of(row))
+        if not self._rows.replace(table, stored, row.row_revision):
+            raise Conflict(table.name, "the row was changed meanwhile")
+        return msgspec.structs.replace(row, row_revision=self.revision)
+
+    def _writable(self, row: R) -> Table[R]:
+        table = table_of(type(row))
+        if table is STATE or table is DEPLOYMENT:
+            raise ValueError(f"{table.name} is written by the store alone")
+        return table
+
+    def _check_free(
+        self, table: Table[R], unique: tuple[str, ...], stored: Stored, own: Key | None
+    ) -> None:
+        # Writing transactions happen one after the other, so asking first is free of races, and
+        # tells which rule is hit without reading a driver's error text.
+        wanted = {name: stored[table.clear.index(name)] for name in unique}
+        for other in self._rows.find(table, wanted, limit=2):
+            if other[: len(table.key)] != own:
+                raise Conflict(f"{table.name}.{', '.join(unique)}", "is taken")
+
+    def remember(
+        self,
+        access_point_id: bytes,
+        operation: str,
+        token: bytes,
+        arguments_hash: bytes,
+        result: bytes,
+        *,
+        now_ms: int,
+    ) -> None:
+        """Keep an operation's answer with its effect, for `recall`.
+
+        Raises:
+            Conflict: The token is remembered already.
+        """
+        self.insert(
+            IdempotencyRow(access_point_id, operation, token, arguments_hash, result, now_ms)
+        )
+
+    def purge_idempotency(self, now_ms: int) -> int:
+        """Forget tokens older than `IDEMPOTENCY_KEPT_MS`, at most `PURGE_STEP` of them; how many
+        were forgotten.
+        """
+        before = ("created_at_ms", now_ms - IDEMPOTENCY_KEPT_MS)
+        found = self._rows.find(IDEMPOTENCY, {}, below=before, limit=PURGE_STEP)
+        for stored in found:
+            # Loaded first, so that a changed time forgets nothing.
+            row = self._seals.load(IDEMPOTENCY, stored)
+            self._rows.remove(IDEMPOTENCY, IDEMPOTENCY.key_of(row))
+        return len(found)
+
+    def add_intent(self, intent: IntentRow) -> IntentRow:
+        """Write down what is about to be done in a token.
+
+        Raises:
+            Conflict: The intent exists.
+        """
+        return self.insert(intent)
+
+    def extend_intent(self, intent_id: bytes, owner: str, lease_until_ms: int) -> IntentRow:
+        """Prolong, or take over, the lease of an intent.
+
+        Raises:
+            Conflict: It is finished.
+        """
+        intent = self._intent(intent_id)
+        return self.update(
+            msgspec.structs.replace(intent, owner=owner, lease_until_ms=lease_until_ms)
+        )
+
+    def finish_intent(self, intent_id: bytes) -> None:
+        """Forget an intent, in the transaction of its effect.
+
+        Raises:
+            Conflict: It is finished already: somebody else reconciled it.
+        """
+        self._rows.remove(INTENTS, INTENTS.key_of(self._intent(intent_id)))
+
+    def _intent(self, intent_id: bytes) -> IntentRow:
+        intent = self.get(IntentRow, intent_id)
+        if intent is None:
+            raise Conflict("intents", "the intent is finished already")
+        return intent
+
+    def lease_counter(self, key_id: bytes, version: int, amount: int) -> int:
+        """Lease the next `amount` uses of a key version; returns how many were leased before.
+
+        The uses start, start + 1, ... start + amount - 1 belong to the caller once the
+        transaction is committed, and to nobody ever again.
+
+        Raises:
+            Conflict: The counter would not fit the store.
+        """
+        counter = self.get(CounterRow, key_id, version)
+        if counter is None:
+            counter = self.insert(CounterRow(key_id, version, 0))
+        if amount < 1 or counter.leased > INTEGER_MAX - amount:
+            raise Conflict(COUNTERS.name, "the counter cannot go on by this amount")
+        self.update(msgspec.structs.replace(counter, leased=counter.leased + amount))
+        return counter.leased
