@@ -30,6 +30,8 @@ STATEMENT_TIMEOUT_MS: Final = 30_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS: Final = 30_000
 TCP_USER_TIMEOUT_MS: Final = 10_000
 POOL_SIZE: Final = 4
+CREATION_LOCK: Final = int.from_bytes(b"hsmux")
+"""The advisory lock that keeps two creations in one database apart."""
 
 _PRAGMAS: Final = {
     "journal_mode": "wal",
@@ -209,15 +211,17 @@ def _postgresql(url: sa.URL, busy_timeout_s: float) -> Database:
             found = cursor.fetchone()
         connection.rollback()
         if "off" in found:
-            raise UnsafeStore("PostgreSQL answers before a commit is on disk: set fsync and "
-                              "synchronous_commit to on")
+            raise UnsafeStore(
+                "PostgreSQL answers before a commit is on disk: set fsync and synchronous_commit "
+                "to on"
+            )
 
     return Database(
         engine=engine,
         shown=url.render_as_string(hide_password=True),
         write_options={"isolation_level": "READ COMMITTED"},
         read_options={"isolation_level": "REPEATABLE READ", "postgresql_readonly": True},
-        creation_lock="SELECT pg_advisory_xact_lock(0x68736d7578)",
+        creation_lock=f"SELECT pg_advisory_xact_lock({CREATION_LOCK})",
     )
 
 

@@ -14,7 +14,20 @@ without the character U+0000, which PostgreSQL cannot hold.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 
@@ -38,6 +51,7 @@ __all__ = [
     "AccessPointRow",
     "AliasRow",
     "ClientKeyRow",
+    "Column",
     "CounterRow",
     "DeploymentRow",
     "GatewayKeyRow",
@@ -304,6 +318,14 @@ class SettingRow(Row, frozen=True):
 R = TypeVar("R", bound=Row)
 
 
+class Column(NamedTuple):
+    """A field of a row: `kind` is int, str, bytes or (a map of texts) dict."""
+
+    name: str
+    kind: type
+    nullable: bool
+
+
 @dataclass(frozen=True)
 class Table(Generic[R]):
     """A table: which row it holds and how its columns are treated.
@@ -336,6 +358,12 @@ class Table(Generic[R]):
         return self.row.__struct_fields__[: -1 - len(self.secret)]
 
     @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The clear columns, then the secret ones."""
+        hints = get_type_hints(self.row)
+        return tuple(_column(name, hints[name]) for name in (*self.clear, *self.secret))
+
+    @cached_property
     def json_positions(self) -> tuple[int, ...]:
         """Where in `clear` the columns of `json` are."""
         return tuple(self.clear.index(name) for name in self.json)
@@ -343,6 +371,13 @@ class Table(Generic[R]):
     def key_of(self, row: R) -> Key:
         """The row's primary key."""
         return tuple(getattr(row, name) for name in self.key)
+
+
+def _column(name: str, annotation: Any) -> Column:
+    nullable = isinstance(annotation, UnionType)
+    if nullable:
+        (annotation,) = (a for a in get_args(annotation) if a is not NoneType)
+    return Column(name, get_origin(annotation) or annotation, nullable)
 
 
 DEPLOYMENT: Final = Table("deployment", DeploymentRow, ("singleton",))

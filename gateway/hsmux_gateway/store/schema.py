@@ -5,13 +5,11 @@ another type is refused by the database already. The migrations spell the same c
 migration never changes once it is released); a test compares the two on both databases.
 """
 
-import types
-import typing
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from .rows import TABLES, Row, Table
+from .rows import TABLES, Column, Table
 
 __all__ = ["METADATA", "SCHEMA_VERSION", "SEAL_COLUMNS", "VERSION_TABLE", "sql_table"]
 
@@ -21,7 +19,7 @@ SCHEMA_VERSION: Final = "0001"
 SEAL_COLUMNS: Final = ("row_revision", "row_kek_id", "row_sealed")
 """What stands behind the clear columns of every table."""
 
-_TYPES: Final[dict[object, sa.types.TypeEngine[Any]]] = {
+_TYPES: Final[dict[type, sa.types.TypeEngine[Any]]] = {
     int: sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
     str: sa.Text().with_variant(sa.Text(collation="C"), "postgresql"),
     bytes: sa.LargeBinary(),
@@ -29,17 +27,13 @@ _TYPES: Final[dict[object, sa.types.TypeEngine[Any]]] = {
 }
 
 
-def _column(row: type[Row], name: str) -> sa.Column[Any]:
-    annotation = typing.get_type_hints(row)[name]
-    nullable = isinstance(annotation, types.UnionType)
-    if nullable:
-        (annotation,) = (a for a in typing.get_args(annotation) if a is not types.NoneType)
-    kind = _TYPES[typing.get_origin(annotation) or annotation]
-    return sa.Column(name, kind, nullable=nullable, autoincrement=False)
+def _column(column: Column) -> sa.Column[Any]:
+    kind = _TYPES[column.kind]
+    return sa.Column(column.name, kind, nullable=column.nullable, autoincrement=False)
 
 
 def _sql_table(table: Table[Any], metadata: sa.MetaData) -> sa.Table:
-    columns = [_column(table.row, name) for name in table.clear]
+    columns = [_column(column) for column in table.columns[: len(table.clear)]]
     rules: list[sa.schema.SchemaItem] = [
         sa.PrimaryKeyConstraint(*table.key, name=f"{table.name}_key")
     ]

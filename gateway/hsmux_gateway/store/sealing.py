@@ -28,7 +28,7 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from .errors import InvalidSeal, SealBroken, StoreLocked
-from .rows import Row, Table, Value
+from .rows import Column, Row, Table, Value
 
 __all__ = ["INTEGER_MAX", "RowSealer", "RowSeals", "Stored", "associated_data"]
 
@@ -77,24 +77,26 @@ def associated_data(
     return _msgpack.encode([deployment_id, kek_id, table.name, key, row_revision, *clear])
 
 
-def _check_value(table: Table[Any], name: str, value: object) -> None:
-    match value:
-        case int() if 0 <= value <= INTEGER_MAX:
-            return
-        case str() if "\0" not in value:
-            return
-        case bytes() | None:
-            return
-    raise ValueError(f"{table.name}.{name} cannot hold this value")
+def _fits(column: Column, value: Any) -> bool:
+    exact = type(value) is column.kind
+    if not exact:
+        return value is None and column.nullable
+    if column.kind is int:
+        return bool(0 <= value <= INTEGER_MAX)
+    if column.kind is dict:
+        return all(type(text) is str for pair in value.items() for text in pair)
+    return column.kind is bytes or "\0" not in value
 
 
-def _clear_values(table: Table[R], row: R) -> tuple[Value, ...]:
-    values: list[Value] = [getattr(row, name) for name in table.clear]
+def _clear_and_secret(table: Table[R], row: R) -> tuple[tuple[Value, ...], list[bytes]]:
+    values = [getattr(row, column.name) for column in table.columns]
+    for column, value in zip(table.columns, values, strict=True):
+        if not _fits(column, value):
+            raise ValueError(f"{table.name}.{column.name} cannot hold this value")
     for position in table.json_positions:
         values[position] = _json.encode(values[position]).decode()
-    for name, value in zip(table.clear, values, strict=True):
-        _check_value(table, name, value)
-    return tuple(values)
+    size = len(table.clear)
+    return tuple(values[:size]), values[size:]
 
 
 def _row(table: Table[R], clear: Stored, secret: list[Any], row_revision: int) -> R:
@@ -125,8 +127,7 @@ class RowSeals:
             ValueError: A column is of a type or size the store cannot hold.
             StoreLocked: The row has a secret column and there is no sealer.
         """
-        clear = _clear_values(table, row)
-        secret = [getattr(row, name) for name in table.secret]
+        clear, secret = _clear_and_secret(table, row)
         if self.sealer is None:
             if any(secret):
                 raise StoreLocked("a store without seals cannot keep a secret")
