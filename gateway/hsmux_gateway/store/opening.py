@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from .engines import Database, connect, create_file
 from .errors import SchemaMismatch
 from .rows import Table
-from .schema import METADATA, SCHEMA_VERSION, VERSION_TABLE
+from .schema import METADATA, OLDER_VERSIONS, SCHEMA_VERSION, VERSION_TABLE
 from .sealing import Stored
 from .sql import SqlBackend, SqlRows
 from .translation import translating
@@ -81,7 +81,7 @@ def migrate_database(url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> tuple[
     try:
         with translating(), _migrating(database) as connection:
             before = schema_version(connection)
-            if before is None or int(before) > int(SCHEMA_VERSION):
+            if before is None or before not in OLDER_VERSIONS:
                 _check_version(before, database.shown)
             _upgrade(connection)
     finally:
@@ -99,16 +99,17 @@ def schema_version(connection: sa.Connection) -> str | None:
 def _check_version(version: str | None, shown: str) -> None:
     if version is None:
         raise SchemaMismatch(f"there is no store in {shown}: run hsmux init")
-    if int(version) < int(SCHEMA_VERSION):
+    if version == SCHEMA_VERSION:
+        return
+    if version in OLDER_VERSIONS:
         raise SchemaMismatch(
             f"the store in {shown} is of version {version}, this hsmux needs {SCHEMA_VERSION}: "
             "stop all gateways and run hsmux store migrate"
         )
-    if int(version) > int(SCHEMA_VERSION):
-        raise SchemaMismatch(
-            f"the store in {shown} is of version {version}, this hsmux knows {SCHEMA_VERSION}: "
-            "install the newer hsmux that made it"
-        )
+    raise SchemaMismatch(
+        f"the store in {shown} is of version {version!r}, this hsmux knows {SCHEMA_VERSION}: "
+        "install the newer hsmux that made it"
+    )
 
 
 def _refuse_foreign_tables(connection: sa.Connection, shown: str) -> None:

@@ -11,10 +11,19 @@ import sqlalchemy as sa
 
 from .rows import TABLES, Column, Table
 
-__all__ = ["METADATA", "SCHEMA_VERSION", "SEAL_COLUMNS", "VERSION_TABLE", "sql_table"]
+__all__ = [
+    "METADATA",
+    "OLDER_VERSIONS",
+    "SCHEMA_VERSION",
+    "SEAL_COLUMNS",
+    "VERSION_TABLE",
+    "sql_table",
+]
 
 SCHEMA_VERSION: Final = "0001"
-"""The newest migration; versions are compared as numbers."""
+"""The newest migration."""
+OLDER_VERSIONS: Final[tuple[str, ...]] = ()
+"""The migrations before it, which `hsmux store migrate` starts from."""
 
 SEAL_COLUMNS: Final = ("row_revision", "row_kek_id", "row_sealed")
 """What stands behind the clear columns of every table."""

@@ -9,8 +9,9 @@ or nothing where a table has none); its associated data is one canonical msgpack
 
 so a row whose column was changed, that was copied over another row, that was brought from another
 table, deployment or revision does not open. Clear columns are only indexes: nobody decides on
-them before `RowSeals.load` has opened the row. What row seals cannot see is a row that is missing
-and a whole store that is old; that needs an anchor outside of the store.
+them before `RowSeals.load` has opened the row. What row seals cannot see is a row that is
+missing, one that was put back to an older copy of itself, and a whole store that is old: that
+needs an anchor outside of the store.
 
 Canonical: integers and lengths in their shortest form, text as UTF-8 `str`, bytes as `bin`, an
 absent value as nil; maps of texts are JSON texts with keys in code point order, sealed as the
