@@ -1,0 +1,348 @@
+/* Key memory: one fixed region of locked pages that holds every key the process has open.
+ *
+ * The region is memfd_secret(2) memory where the kernel has it: pages that no other process, no
+ * core file and not even the kernel's own direct map can read, and that a forked child does not
+ * get (MADV_DONTFORK). Elsewhere it is locked anonymous memory, left out of core files and zeroed
+ * in a forked child. A page without access stands before and behind it. Each slot begins with a
+ * magic number that is not zero, so a zeroed page holds no valid key.
+ *
+ * A slot's number is its place and how often that place was used, so a number that outlived its
+ * key is refused and never means the next key there. Freeing zeroes.
+ *
+ * One mutex guards a region. Calls are short (a batch of 1 MiB takes a few hundred microseconds)
+ * and come from one thread nearly always; two threads never see a slot's nonce counter half-way.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/crypto.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#define SLOT_MAGIC 0x68736d75785f6b31ULL
+#define BLOBS 32u
+#define BLOB_MARK (1ULL << 63)
+#define SYS_MEMFD_SECRET 447
+
+typedef struct {
+    uint64_t magic;
+    uint32_t generation;
+    uint32_t used;
+    uint64_t size;
+    uint8_t data[HS_BLOB_SIZE_MAX];
+} blob_data;
+
+struct hs_arena {
+    pthread_mutex_t mutex;
+    pid_t pid;
+    const char *kind;
+    uint8_t *region;
+    size_t region_size;
+    size_t mapped_size;
+    hs_slot_data *slots;
+    blob_data *blobs;
+    uint32_t *free_slots;
+    uint32_t slot_count;
+    uint32_t free_count;
+    uint32_t blobs_used;
+    uint32_t *generations;
+};
+
+hs_status hs_random(uint8_t *bytes, size_t size)
+{
+    while (size > 0) {
+        ssize_t got = getrandom(bytes, size, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return HS_NO_RANDOM;
+        bytes += got;
+        size -= (size_t)got;
+    }
+    return HS_OK;
+}
+
+uint64_t hs_now_s(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (uint64_t)now.tv_sec;
+}
+
+static int map_secret(hs_arena *arena, uint8_t *at)
+{
+#ifdef HSMUX_NO_MEMFD_SECRET
+    (void)arena;
+    (void)at;
+    return 0;
+#else
+    int fd = (int)syscall(SYS_MEMFD_SECRET, O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    void *mapped = MAP_FAILED;
+    if (ftruncate(fd, (off_t)arena->region_size) == 0)
+        mapped = mmap(at, arena->region_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+    close(fd);
+    if (mapped == MAP_FAILED)
+        return 0;
+    arena->kind = "memfd_secret";
+    return madvise(at, arena->region_size, MADV_DONTFORK) == 0;
+#endif
+}
+
+static int map_locked(hs_arena *arena, uint8_t *at)
+{
+    void *mapped = mmap(at, arena->region_size, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (mapped == MAP_FAILED || mlock(at, arena->region_size) != 0)
+        return 0;
+    arena->kind = "mlock";
+    return madvise(at, arena->region_size, MADV_WIPEONFORK) == 0 &&
+           madvise(at, arena->region_size, MADV_DONTDUMP) == 0;
+}
+
+static int map_region(hs_arena *arena, size_t page)
+{
+    arena->mapped_size = arena->region_size + 2 * page;
+    uint8_t *whole =
+        mmap(NULL, arena->mapped_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (whole == MAP_FAILED)
+        return 0;
+    arena->region = whole + page;
+    if (map_secret(arena, arena->region) || map_locked(arena, arena->region)) {
+        memset(arena->region, 0, arena->region_size);
+        return 1;
+    }
+    munmap(whole, arena->mapped_size);
+    arena->region = NULL;
+    return 0;
+}
+
+hs_status hs_arena_create(size_t size, hs_arena **result)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t blobs = BLOBS * sizeof(blob_data);
+    if (size < blobs + 64 * sizeof(hs_slot_data) || size > (1ULL << 30))
+        return HS_BAD_ARGUMENT;
+    hs_arena *arena = calloc(1, sizeof *arena);
+    if (arena == NULL)
+        return HS_NO_MEMORY;
+    arena->region_size = (size + page - 1) / page * page;
+    arena->slot_count = (uint32_t)((arena->region_size - blobs) / sizeof(hs_slot_data));
+    arena->free_slots = calloc(arena->slot_count, sizeof *arena->free_slots);
+    arena->generations = calloc((size_t)arena->slot_count + BLOBS, sizeof *arena->generations);
+    if (arena->free_slots == NULL || arena->generations == NULL || !map_region(arena, page)) {
+        free(arena->free_slots);
+        free(arena->generations);
+        free(arena);
+        return HS_NO_MEMORY;
+    }
+    pthread_mutex_init(&arena->mutex, NULL);
+    arena->pid = getpid();
+    arena->slots = (hs_slot_data *)(void *)arena->region;
+    arena->blobs = (blob_data *)(void *)(arena->slots + arena->slot_count);
+    for (uint32_t i = 0; i < arena->slot_count; i++)
+        arena->free_slots[i] = arena->slot_count - 1 - i;
+    arena->free_count = arena->slot_count;
+    *result = arena;
+    return HS_OK;
+}
+
+void hs_arena_destroy(hs_arena *arena)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    if (arena->pid == getpid())
+        OPENSSL_cleanse(arena->region, arena->region_size);
+    munmap(arena->region - page, arena->mapped_size);
+    pthread_mutex_destroy(&arena->mutex);
+    free(arena->free_slots);
+    free(arena->generations);
+    free(arena);
+}
+
+const char *hs_arena_kind(const hs_arena *arena)
+{
+    return arena->kind;
+}
+
+size_t hs_arena_slots(const hs_arena *arena)
+{
+    return arena->slot_count;
+}
+
+size_t hs_arena_slots_used(const hs_arena *arena)
+{
+    return arena->slot_count - arena->free_count;
+}
+
+size_t hs_arena_blobs_used(const hs_arena *arena)
+{
+    return arena->blobs_used;
+}
+
+hs_status hs_arena_enter(hs_arena *arena)
+{
+    if (arena->pid != getpid())
+        return HS_FORKED;
+    pthread_mutex_lock(&arena->mutex);
+    return HS_OK;
+}
+
+void hs_arena_leave(hs_arena *arena)
+{
+    pthread_mutex_unlock(&arena->mutex);
+}
+
+hs_slot_data *hs_slot_find(hs_arena *arena, uint64_t slot)
+{
+    uint32_t index = (uint32_t)slot - 1, generation = (uint32_t)(slot >> 32);
+    if (index >= arena->slot_count)
+        return NULL;
+    hs_slot_data *data = &arena->slots[index];
+    return data->magic == SLOT_MAGIC && data->used && data->generation == generation ? data : NULL;
+}
+
+hs_status hs_slot_take(hs_arena *arena, const uint8_t *key, uint64_t *slot)
+{
+    if (arena->free_count == 0)
+        return HS_FULL;
+    uint32_t index = arena->free_slots[--arena->free_count];
+    hs_slot_data *data = &arena->slots[index];
+    data->magic = SLOT_MAGIC;
+    data->generation = ++arena->generations[index] & 0x7fffffffu;
+    data->used = 1;
+    memcpy(data->key, key, HS_KEY_SIZE);
+    hs_xaes_prepare(&data->xaes, key);
+    *slot = (uint64_t)data->generation << 32 | (index + 1);
+    return HS_OK;
+}
+
+hs_status hs_slot_generate(hs_arena *arena, uint64_t *slot)
+{
+    uint8_t key[HS_KEY_SIZE];
+    hs_status status = hs_random(key, sizeof key);
+    if (status == HS_OK)
+        status = hs_slot_load(arena, key, slot);
+    OPENSSL_cleanse(key, sizeof key);
+    return status;
+}
+
+hs_status hs_slot_load(hs_arena *arena, const uint8_t *material, uint64_t *slot)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    status = hs_slot_take(arena, material, slot);
+    hs_arena_leave(arena);
+    return status;
+}
+
+hs_status hs_slot_store(hs_arena *arena, uint64_t slot, uint8_t *destination)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    hs_slot_data *data = hs_slot_find(arena, slot);
+    if (data != NULL)
+        memcpy(destination, data->key, HS_KEY_SIZE);
+    hs_arena_leave(arena);
+    return data != NULL ? HS_OK : HS_BAD_SLOT;
+}
+
+hs_status hs_slot_free(hs_arena *arena, uint64_t slot)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    hs_slot_data *data = hs_slot_find(arena, slot);
+    if (data != NULL) {
+        OPENSSL_cleanse(data, sizeof *data);
+        arena->free_slots[arena->free_count++] = (uint32_t)slot - 1;
+    }
+    hs_arena_leave(arena);
+    return data != NULL ? HS_OK : HS_BAD_SLOT;
+}
+
+hs_status hs_slot_set_epoch(hs_arena *arena, uint64_t slot, uint32_t messages, uint64_t age_s)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    hs_slot_data *data = hs_slot_find(arena, slot);
+    /* Only forwards: a counter that went back would repeat a nonce. */
+    int forwards = data != NULL && data->epoch.born_s != 0 && messages >= data->epoch.messages;
+    if (forwards) {
+        data->epoch.messages = messages;
+        data->epoch.born_s -= age_s < data->epoch.born_s ? age_s : data->epoch.born_s - 1;
+    }
+    hs_arena_leave(arena);
+    return forwards ? HS_OK : HS_BAD_SLOT;
+}
+
+static blob_data *find_blob(hs_arena *arena, uint64_t blob)
+{
+    uint32_t index = (uint32_t)blob - 1, generation = (uint32_t)((blob & ~BLOB_MARK) >> 32);
+    if (!(blob & BLOB_MARK) || index >= BLOBS)
+        return NULL;
+    blob_data *data = &arena->blobs[index];
+    return data->magic == SLOT_MAGIC && data->used && data->generation == generation ? data : NULL;
+}
+
+hs_status hs_blob_take(hs_arena *arena, uint8_t **data, uint64_t *blob)
+{
+    for (uint32_t i = 0; i < BLOBS; i++) {
+        blob_data *found = &arena->blobs[i];
+        if (found->used)
+            continue;
+        found->magic = SLOT_MAGIC;
+        found->generation = ++arena->generations[arena->slot_count + i] & 0x7fffffffu;
+        found->used = 1;
+        arena->blobs_used++;
+        *data = found->data;
+        *blob = BLOB_MARK | (uint64_t)found->generation << 32 | (i + 1);
+        return HS_OK;
+    }
+    return HS_FULL;
+}
+
+void hs_blob_resize(hs_arena *arena, uint64_t blob, size_t size)
+{
+    blob_data *data = find_blob(arena, blob);
+    if (data != NULL)
+        data->size = size;
+}
+
+hs_status hs_blob_view(hs_arena *arena, uint64_t blob, const uint8_t **data, size_t *size)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    blob_data *found = find_blob(arena, blob);
+    if (found != NULL) {
+        *data = found->data;
+        *size = found->size;
+    }
+    hs_arena_leave(arena);
+    return found != NULL ? HS_OK : HS_BAD_SLOT;
+}
+
+hs_status hs_blob_free(hs_arena *arena, uint64_t blob)
+{
+    hs_status status = hs_arena_enter(arena);
+    if (status != HS_OK)
+        return status;
+    blob_data *found = find_blob(arena, blob);
+    if (found != NULL) {
+        OPENSSL_cleanse(found, sizeof *found);
+        arena->blobs_used--;
+    }
+    hs_arena_leave(arena);
+    return found != NULL ? HS_OK : HS_BAD_SLOT;
+}

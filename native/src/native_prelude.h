@@ -1,0 +1,1 @@
+#include "hsmux_native.h"
