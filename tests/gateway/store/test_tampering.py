@@ -4,7 +4,6 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,6 @@ class Sample:
             return False
         return True
 
-    @cache
     def kind(self, table: str, column: str) -> str:
         """The declared type of a column."""
         query = "SELECT type FROM pragma_table_info(?) WHERE name = ?"
