@@ -75,6 +75,20 @@ def _fetch(table: Table[Any], lock: bool) -> sa.Select[Any]:
 
 
 @cache
+def _find(table: Table[Any], equal: tuple[str, ...], below: str | None) -> sa.Select[Any]:
+    columns = sql_table(table).c
+    selected = _select(table).where(*(columns[name] == sa.bindparam(name) for name in equal))
+    if below is not None:
+        selected = selected.where(columns[below] < sa.bindparam("below"))
+    return selected.order_by(*(columns[name] for name in table.key))
+
+
+@cache
+def _insert(table: Table[Any]) -> sa.Insert:
+    return sql_table(table).insert()
+
+
+@cache
 def _update(table: Table[Any]) -> sa.Update:
     columns = sql_table(table).c
     where = [columns[name] == sa.bindparam(f"old_{name}") for name in (*table.key, "row_revision")]
@@ -84,6 +98,7 @@ def _update(table: Table[Any]) -> sa.Update:
     )
 
 
+@cache
 def _names(table: Table[Any]) -> list[str]:
     return sql_table(table).c.keys()
 
@@ -110,13 +125,14 @@ class SqlRows:
         limit: int | None = None,
     ) -> list[Stored]:
         """See `Rows.find`."""
-        columns = sql_table(table).c
-        selected = _select(table).where(*(columns[name] == value for name, value in equal.items()))
+        selected = _find(table, tuple(equal), below and below[0])
+        parameters: dict[str, Value] = {**equal}
         if below is not None:
-            selected = selected.where(columns[below[0]] < below[1])
-        selected = selected.order_by(*(columns[name] for name in table.key)).limit(limit)
+            parameters["below"] = below[1]
+        if limit is not None:
+            selected = selected.limit(limit)
         with translating():
-            return [tuple(row) for row in self._connection.execute(selected)]
+            return [tuple(row) for row in self._connection.execute(selected, parameters)]
 
     def changed(self, table: Table[Any], since_revision: int) -> Iterator[Stored]:
         """See `Rows.changed`."""
@@ -134,7 +150,7 @@ class SqlRows:
         """See `Rows.insert`."""
         values = dict(zip(_names(table), stored, strict=True))
         with translating():
-            self._connection.execute(sql_table(table).insert(), values)
+            self._connection.execute(_insert(table), values)
 
     def replace(self, table: Table[Any], stored: Stored, row_revision: int) -> bool:
         """See `Rows.replace`."""

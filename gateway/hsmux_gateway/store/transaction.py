@@ -99,7 +99,10 @@ class Transaction(Reader):
         """
         table = self._writable(row)
         stored = self._seals.store(table, row, self.revision)
-        self._check_free(table, table.key, stored, own=None)
+        # Writing transactions happen one after the other, so asking first is free of races, and
+        # tells which rule is hit without reading a driver's error text.
+        if self._rows.fetch(table, stored[: len(table.key)]) is not None:
+            raise Conflict(f"{table.name}.{', '.join(table.key)}", "is taken")
         for unique in table.unique:
             self._check_free(table, unique, stored, own=None)
         self._rows.insert(table, stored)
@@ -130,8 +133,6 @@ class Transaction(Reader):
     def _check_free(
         self, table: Table[R], unique: tuple[str, ...], stored: Stored, own: Key | None
     ) -> None:
-        # Writing transactions happen one after the other, so asking first is free of races, and
-        # tells which rule is hit without reading a driver's error text.
         wanted = {name: stored[table.clear.index(name)] for name in unique}
         for other in self._rows.find(table, wanted, limit=2):
             if other[: len(table.key)] != own:

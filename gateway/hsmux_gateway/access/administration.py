@@ -1,0 +1,198 @@
+"""The operations on access points and client keys."""
+
+import datetime
+import os
+import time
+from typing import Any, Protocol
+
+import msgspec
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import (
+    CertificateIssuerPrivateKeyTypes,
+    CertificatePublicKeyTypes,
+)
+
+from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
+from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
+from hsmux_protocol.references import parse_identifier
+
+from ..call import Call
+from ..catalog import Catalog
+from ..effects import Effects
+from ..store.rows import AccessPointRow, ClientKeyRow
+from ..store.transaction import Transaction
+from .authority import check_request, issue
+from .identities import spki_sha256
+
+__all__ = ["AdministrationService", "Authority", "client_key_row"]
+
+
+class Authority(Protocol):
+    """The deployment's CA as the administration uses it."""
+
+    certificate: x509.Certificate
+
+    def open_key(self) -> CertificateIssuerPrivateKeyTypes:
+        """The CA's private key; using it blocks, so only in a thread."""
+
+
+def client_key_row(certificate: x509.Certificate, access_point_id: bytes) -> ClientKeyRow:
+    """The row of a client key for its certificate."""
+    return ClientKeyRow(
+        client_key_id=os.urandom(16),
+        access_point_id=access_point_id,
+        spki_sha256=spki_sha256(certificate),
+        serial=f"{certificate.serial_number:x}",
+        subject=certificate.subject.rfc4514_string(),
+        not_before_ms=int(certificate.not_valid_before_utc.timestamp() * 1000),
+        not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
+        state="Enabled",
+        created_at_ms=time.time_ns() // 1_000_000,
+    )
+
+
+def _access_point_record(row: AccessPointRow) -> AccessPointRecord:
+    return AccessPointRecord(
+        row.access_point_id, row.name, row.description, row.state, row.created_at_ms
+    )
+
+
+class AdministrationService:
+    """Handlers of the operations on access points and client keys.
+
+    Args:
+        catalog: Finds them.
+        effects: Stores changes.
+        authority: Issues certificates.
+    """
+
+    def __init__(self, catalog: Catalog, effects: Effects, authority: Authority) -> None:
+        self._catalog = catalog
+        self._effects = effects
+        self._authority = authority
+        self._issuing = trio.CapacityLimiter(1)
+
+    async def create_access_point(self, call: Call, name: str, description: str) -> list[Any]:
+        """A new, enabled access point."""
+        if not name.isprintable() or name.strip() != name:
+            raise InvalidArgument("name: printable characters, without blanks at either end")
+        at_ms = time.time_ns() // 1_000_000
+        row = AccessPointRow(os.urandom(16), name, description, "Enabled", at_ms)
+
+        def effect(transaction: Transaction) -> list[Any]:
+            return [_access_point_record(transaction.insert(row))]
+
+        return await self._effects.apply(call, effect)
+
+    async def list_access_points(self, call: Call, page: bytes, limit: int) -> list[Any]:
+        """A page of access points."""
+        found = self._catalog.access_point_order.after(page, limit)
+        rows = [self._catalog.access_points[identifier] for identifier in found]
+        return [[_access_point_record(row) for row in rows], _next_page(found, limit)]
+
+    async def create_client_key(
+        self, call: Call, access_point: str, csr: bytes | None, validity_days: int
+    ) -> list[Any]:
+        """A certificate for a request's key, or for a key made here and returned once."""
+        owner = self._find_access_point(access_point)
+        private_key, public_key = _make_key() if csr is None else (None, _requested_key(csr))
+        validity = datetime.timedelta(days=validity_days)
+        certificate = await trio.to_thread.run_sync(
+            self._issue, public_key, owner.name, validity, limiter=self._issuing
+        )
+        row = client_key_row(certificate, owner.access_point_id)
+
+        def effect(transaction: Transaction) -> list[Any]:
+            transaction.insert(row)
+            return [
+                self._client_key_record(row),
+                certificate.public_bytes(serialization.Encoding.DER),
+                self._authority.certificate.public_bytes(serialization.Encoding.DER),
+                private_key,
+            ]
+
+        return await self._effects.apply(call, effect, repeatable=private_key is None)
+
+    def _issue(
+        self, public_key: CertificatePublicKeyTypes, name: str, validity: datetime.timedelta
+    ) -> x509.Certificate:
+        return issue(
+            self._authority.certificate,
+            self._authority.open_key(),
+            public_key,
+            common_name=name[:64],
+            now=datetime.datetime.now(datetime.UTC),
+            validity=validity,
+        )
+
+    def _find_access_point(self, name: str) -> AccessPointRow:
+        """An access point by name, or by `ap-<identifier>`."""
+        identifier = self._catalog.access_point_names.get(name)
+        if identifier is None:
+            try:
+                identifier = parse_identifier("ap-", name)
+            except ValueError:
+                identifier = b""
+        row = self._catalog.access_points.get(identifier)
+        if row is None:
+            raise NotFound(f"there is no access point {name!r}")
+        return row
+
+    async def list_client_keys(self, call: Call, page: bytes, limit: int) -> list[Any]:
+        """A page of client keys."""
+        found = self._catalog.client_key_order.after(page, limit)
+        rows = [self._catalog.client_keys[identifier] for identifier in found]
+        return [[self._client_key_record(row) for row in rows], _next_page(found, limit)]
+
+    def _client_key_record(self, row: ClientKeyRow) -> ClientKeyRecord:
+        return ClientKeyRecord(
+            row.client_key_id,
+            self._catalog.access_points[row.access_point_id].name,
+            row.spki_sha256,
+            row.serial,
+            row.state,
+            row.not_before_ms,
+            row.not_after_ms,
+        )
+
+    async def revoke_client_key(self, call: Call, client_key_id: bytes) -> list[Any]:
+        """Refuse a client key from now on; revoking it again changes nothing."""
+        if client_key_id not in self._catalog.client_keys:
+            raise NotFound("there is no such client key")
+
+        def effect(transaction: Transaction) -> list[Any]:
+            row = transaction.get(ClientKeyRow, client_key_id)
+            if row is None:
+                raise NotFound("there is no such client key")
+            if row.state != "Revoked":
+                row = transaction.update(msgspec.structs.replace(row, state="Revoked"))
+            return [self._client_key_record(row)]
+
+        if client_key_id == call.principal.client_key_id:
+            raise Conflict("a client key cannot revoke itself; use another one")
+        return await self._effects.apply(call, effect)
+
+
+def _make_key() -> tuple[bytes | None, CertificatePublicKeyTypes]:
+    """A new P-256 private key as PKCS#8 PEM, and its public key."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    private_key = made.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    return private_key, made.public_key()
+
+
+def _requested_key(csr: bytes) -> CertificatePublicKeyTypes:
+    try:
+        return check_request(csr).public_key()
+    except ValueError as error:
+        raise InvalidArgument(f"csr: {error}") from None
+
+
+def _next_page(found: list[bytes], limit: int) -> bytes:
+    return found[-1] if len(found) == limit else b""

@@ -1,0 +1,80 @@
+"""From a certificate to a principal, and whether that principal still stands.
+
+Only the certificate's public key decides: its SHA-256 must be that of an enabled client key of an
+enabled access point. Names in the certificate mean nothing. The chain, the dates and the purpose
+were checked by TLS when the connection was made; everything that can change after that is asked
+again at every call, from memory.
+"""
+
+import hashlib
+import time
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from hsmux_protocol.errors import Unauthenticated, Unavailable
+
+from ..call import Call, Principal
+from ..catalog import Catalog
+from .decision import CallFacts
+
+__all__ = ["Identities", "spki_sha256"]
+
+
+def spki_sha256(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) of a certificate."""
+    return hashlib.sha256(
+        certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    ).digest()
+
+
+class Identities:
+    """Knows who is asking.
+
+    Args:
+        catalog: Access points and client keys.
+        stale_s: Seconds that what is in memory holds while the store is away.
+    """
+
+    def __init__(self, catalog: Catalog, stale_s: float) -> None:
+        self._catalog = catalog
+        self._stale_s = stale_s
+
+    def authenticate(self, certificate: bytes) -> Principal:
+        """The principal of a certificate (DER) that TLS accepted.
+
+        Raises:
+            Unauthenticated: Its key is not an enabled client key; never says why.
+        """
+        digest = spki_sha256(x509.load_der_x509_certificate(certificate))
+        client_key_id = self._catalog.client_keys_by_spki.get(digest, b"")
+        client_key = self._catalog.client_keys.get(client_key_id)
+        if client_key is not None:
+            access_point = self._catalog.access_points[client_key.access_point_id]
+            if client_key.state == access_point.state == "Enabled":
+                return Principal(
+                    access_point.access_point_id,
+                    access_point.name,
+                    client_key_id,
+                    client_key.not_after_ms,
+                )
+        raise Unauthenticated("this client key is not known, or not accepted any more")
+
+    def facts(self, call: Call) -> CallFacts:
+        """What a decision may look at, now.
+
+        Raises:
+            Unavailable: What is in memory is too old to decide on.
+        """
+        if self._catalog.stale_for_s() > self._stale_s:
+            raise Unavailable("the store is away, and what is known of it is too old")
+        principal = call.principal
+        return CallFacts(
+            self._catalog.access_points[principal.access_point_id].state == "Enabled",
+            self._catalog.client_keys[principal.client_key_id].state == "Enabled",
+            principal.valid_until_ms,
+            time.time_ns() // 1_000_000,
+            call.operation.permission,
+        )

@@ -1,0 +1,1 @@
+"""The record of every request, written before its answer leaves."""

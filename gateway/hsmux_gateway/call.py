@@ -1,0 +1,45 @@
+"""What a front hands to the engine: one request, whoever spoke it and over whatever protocol."""
+
+from typing import Any, NamedTuple
+
+from hsmux_protocol.operations import Operation
+
+__all__ = ["Call", "Principal"]
+
+
+class Principal(NamedTuple):
+    """Who is asking: an access point, and the client key it proved.
+
+    Attributes:
+        access_point_id: 16 bytes.
+        access_point: Its name.
+        client_key_id: 16 bytes.
+        valid_until_ms: When the client key's certificate ends, milliseconds since 1970 UTC.
+    """
+
+    access_point_id: bytes
+    access_point: str
+    client_key_id: bytes
+    valid_until_ms: int
+
+
+class Call(NamedTuple):
+    """One request.
+
+    Attributes:
+        principal: Who asks.
+        peer_address: From where, for the record.
+        operation: What is asked, a record of the operation table.
+        arguments: Read by the operation's field types, in the table's order.
+        options: Read by the option table.
+        deadline: When the caller stops waiting, in seconds of `time.monotonic()`.
+        reference: Joins answer, record and log line.
+    """
+
+    principal: Principal
+    peer_address: str
+    operation: Operation
+    arguments: list[Any]
+    options: dict[str, Any]
+    deadline: float
+    reference: str

@@ -1,0 +1,210 @@
+"""The engine: every request of every front comes through `Engine.call`.
+
+Theory of operation
+-------------------
+A call is decided, done and recorded, here and nowhere else:
+
+    decide   `access.decision.decide`, a pure function of facts read from memory
+    do       the operation's handler, found in a table by the operation's name
+    record   `audit.Recorder`; the front flushes it before it lets the answer leave
+
+A handler is an async method that takes the call and the operation's arguments under the names and
+in the order of the operation table, and returns the result values in the table's order. It raises
+`HsmuxError` subclasses for everything a caller may see. Anything else that it raises is a fault of
+the gateway: it is logged whole under the call's reference, the caller gets InternalError with that
+reference, and nobody else notices. That is the only place where an unknown exception is caught.
+
+Idempotency: a changing call with a token whose effect is already stored gets the stored answer,
+after it was decided again. The effect and its memory are one store transaction (see `changes`).
+
+Inline calls: a handler that will not wait for anything (software keys) is run by the connection's
+own task; `runs_inline` tells. All others get a task of their own.
+"""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Protocol
+
+import msgpack
+import structlog
+
+from hsmux_protocol.errors import (
+    Busy,
+    Denied,
+    HsmuxError,
+    InternalError,
+    Unauthenticated,
+    Unavailable,
+)
+from hsmux_protocol.fields import write_fields
+from hsmux_protocol.operations import OPERATIONS, Operation
+
+from .access.decision import CallFacts, decide
+from .audit.recorder import Record, Recorder
+from .call import Call
+from .metrics import Metrics
+
+__all__ = ["Engine", "Handler", "Identities", "Memory", "collect_handlers"]
+
+log = structlog.get_logger("hsmux.engine")
+
+Handler = Callable[..., Awaitable[list[Any]]]
+
+RETRY_AFTER_MS: Final = 100
+"""What a caller is told to wait when the gateway as a whole is full."""
+
+
+class Identities(Protocol):
+    """What the engine asks about a caller on every request."""
+
+    def facts(self, call: Call) -> CallFacts:
+        """The state of the caller's access point and client key now."""
+
+
+class Memory(Protocol):
+    """The memory of changes that were done under an idempotency token."""
+
+    async def recall(self, call: Call, arguments_hash: bytes) -> list[Any] | None:
+        """The stored answer of a change, or None; raises Conflict for another request's token."""
+
+
+def collect_handlers(*services: object) -> dict[str, Handler]:
+    """The handlers of all operations, each a method of exactly one service.
+
+    Raises:
+        TypeError: An operation has no handler or two, or a handler's parameters are not the
+            operation's arguments.
+    """
+    handlers: dict[str, Handler] = {}
+    for operation in OPERATIONS.values():
+        found = [getattr(s, operation.name) for s in services if hasattr(s, operation.name)]
+        if len(found) != 1:
+            raise TypeError(f"operation {operation.name} has {len(found)} handlers")
+        names = ["call", *(field.name for field in operation.arguments)]
+        if list(inspect.signature(found[0]).parameters) != names:
+            raise TypeError(f"the handler of {operation.name} must take {', '.join(names)}")
+        handlers[operation.name] = found[0]
+    return handlers
+
+
+def arguments_hash(call: Call) -> bytes:
+    """SHA-256 over operation and canonical arguments: what an idempotency token stands for."""
+    values = write_fields(call.operation.arguments, tuple(call.arguments))
+    packed: bytes = msgpack.packb([call.operation.number, _ordered(values)])
+    return hashlib.sha256(packed).digest()
+
+
+def _ordered(value: Any) -> Any:
+    """Maps in the order of their keys, so that equal arguments have equal bytes."""
+    if isinstance(value, dict):
+        return {key: _ordered(value[key]) for key in sorted(value)}
+    return [_ordered(item) for item in value] if isinstance(value, list) else value
+
+
+class Engine:
+    """Decides, does and records every call.
+
+    Args:
+        handlers: From `collect_handlers`.
+        identities: Tells the caller's state now.
+        memory: Remembers changes done under an idempotency token.
+        recorder: Takes the records; the front flushes it.
+        metrics: Counts calls by operation and outcome.
+        requests_max: Calls in work at most; more get Busy.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        *,
+        identities: Identities,
+        memory: Memory,
+        recorder: Recorder,
+        metrics: Metrics,
+        requests_max: int,
+    ) -> None:
+        self._handlers = handlers
+        self._identities = identities
+        self._memory = memory
+        self._metrics = metrics
+        self._requests_max = requests_max
+        self.recorder = recorder
+        self.in_work = 0
+
+    def __repr__(self) -> str:
+        return f"Engine({self.in_work} in work, {self.recorder!r})"
+
+    async def call(self, call: Call) -> list[Any]:
+        """Do one call.
+
+        Returns:
+            The result values, encodable, in the order of the operation table.
+
+        Raises:
+            HsmuxError: It was refused or failed; its reference is the call's.
+        """
+        started = time.perf_counter_ns()
+        self.in_work += 1
+        failure: HsmuxError | None = None
+        values: list[Any] = []
+        try:
+            self._admit()
+            self._decide(call)
+            values = await self._do(call)
+        except HsmuxError as error:
+            failure = error
+        except Exception as error:
+            log.exception("a handler failed", reference=call.reference, error=type(error).__name__)
+            failure = InternalError("the gateway failed; its log tells more")
+        finally:
+            self.in_work -= 1
+        self._record(call, failure, time.perf_counter_ns() - started)
+        if failure is not None:
+            failure.reference = call.reference
+            raise failure
+        return values
+
+    def _admit(self) -> None:
+        if self.in_work > self._requests_max:
+            raise Busy("the gateway has too much work", retry_after_ms=RETRY_AFTER_MS)
+        if self.recorder.overfull:
+            raise Unavailable("requests cannot be recorded", retry_after_ms=RETRY_AFTER_MS)
+
+    def _decide(self, call: Call) -> None:
+        facts = self._identities.facts(call)
+        decision = decide(facts)
+        if decision.allowed:
+            return
+        if not (facts.access_point_enabled and facts.client_key_enabled):
+            raise Unauthenticated("this client key is not accepted any more")
+        if facts.now_ms >= facts.valid_until_ms:
+            raise Unauthenticated("this client key has expired; issue a new one")
+        raise Denied(
+            f"access point {call.principal.access_point} may not {call.operation.permission}"
+        )
+
+    async def _do(self, call: Call) -> list[Any]:
+        operation: Operation = call.operation
+        if operation.changes and "idempotency_token" in call.options:
+            remembered = await self._memory.recall(call, arguments_hash(call))
+            if remembered is not None:
+                return remembered
+        return await self._handlers[operation.name](call, *call.arguments)
+
+    def _record(self, call: Call, failure: HsmuxError | None, elapsed_ns: int) -> None:
+        outcome = "done" if failure is None else type(failure).__name__
+        self._metrics.count(call.operation.name, outcome, elapsed_ns)
+        principal = call.principal
+        record = Record(
+            time.time_ns() // 1_000_000,
+            call.reference,
+            principal.access_point,
+            principal.client_key_id.hex(),
+            call.peer_address,
+            call.operation.name,
+            outcome,
+            elapsed_ns // 1000,
+        )
+        self.recorder.append(record)

@@ -1,0 +1,35 @@
+"""How one token is reached and how much it may be asked."""
+
+from typing import Final
+
+import msgspec
+
+__all__ = ["TokenSettings"]
+
+QUEUE_ITEMS_MAX: Final = 65536
+
+
+class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings of one token; see `docs/configuration.md` for their meaning and limits.
+
+    Attributes:
+        name: As configured.
+        module: Path of the vendor's PKCS#11 module.
+        token_label: The token's label.
+        pin_file: File that holds the user PIN; each worker reads it for itself.
+        pin_credential: systemd credential that holds it instead.
+        parameters: LibraryParameters for C_Initialize.
+        environment: Environment variables of the worker processes.
+        workers: Worker processes.
+        queue_items_max: Items that may wait; more are Busy.
+    """
+
+    name: str
+    module: str
+    token_label: str
+    pin_file: str = ""
+    pin_credential: str = ""
+    parameters: str = ""
+    environment: dict[str, str] = {}
+    workers: int = 2
+    queue_items_max: int = QUEUE_ITEMS_MAX

@@ -1,0 +1,321 @@
+"""`hsmux init`: from an empty token and store to a deployment that can be served.
+
+Each step looks whether it was done, does it durably, and only then the next begins, so a crash
+anywhere is mended by running it again:
+
+    1. the store's tables and the deployment's identity
+    2. the root: a token object named by an intent row first, or the development root file
+    3. the key-encryption key, sealed by the root, and with it every row: one transaction
+    4. the CA: key in the token (or sealed), certificate in the store
+    5. the gateway's own certificate and private key, as files
+    6. the first administrator: client key as files, then access point and client key in the store
+"""
+
+import datetime
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmux_native import Arena
+
+from .access.administration import client_key_row
+from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
+from .authority_key import DeploymentAuthority, ca_material, token_private_key
+from .config import Config
+from .errors import OperatorError
+from .hsm.errors import TokenError
+from .hsm.token import HsmKey, Token
+from .instance import Instance, write_file
+from .root import ArenaSealer, FileRoot, HsmRoot, Root, make_kek, open_kek
+from .store.rows import AccessPointRow, GatewayKeyRow, IntentRow, RootRow, Row
+from .store.store import Store
+from .store.transaction import Transaction
+
+__all__ = ["ADMINISTRATOR", "Initialised", "find_root", "initialise", "unlock"]
+
+ADMINISTRATOR: Final = "administrator"
+"""Name of the first access point."""
+
+ADMINISTRATOR_VALIDITY: Final = datetime.timedelta(days=365)
+
+KEY_TIMEOUT_S: Final = 60.0
+"""Seconds a token has to make one of the deployment's own keys."""
+
+INTENT_LEASE_MS: Final = 300_000
+"""Milliseconds an initialisation has for one key before another may take it over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """What `initialise` leaves behind.
+
+    Attributes:
+        certificate: PEM file of the first administrator's client certificate.
+        private_key: PEM file of its private key.
+        ca: PEM file of the deployment's CA.
+    """
+
+    certificate: Path
+    private_key: Path
+    ca: Path
+
+
+async def _write(store: Store, rows: list[Row]) -> None:
+    def work(transaction: Transaction) -> None:
+        for row in rows:
+            transaction.insert(row)
+
+    await trio.to_thread.run_sync(store.write, work)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def _make_in_token(
+    store: Store, token: Token, kind: str, spec: str, role: str
+) -> tuple[HsmKey, IntentRow]:
+    """Make a key of the deployment's own in a token, named by an intent first.
+
+    An intent that an earlier run left is taken over: an object it may have made was never used,
+    and is destroyed before the key is made anew.
+    """
+    found = await trio.to_thread.run_sync(
+        store.read, lambda reader: reader.select(IntentRow, kind=kind)
+    )
+    deadline = time.monotonic() + KEY_TIMEOUT_S
+    if found:
+        intent = found[0]
+        objects = await token.list_objects(deadline=deadline)
+        if any(item.cka_id == intent.cka_id for item in objects):
+            await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
+    else:
+        at_ms = _now_ms()
+        intent = IntentRow(
+            intent_id=os.urandom(16),
+            kind=kind,
+            token=token.name,
+            cka_id=os.urandom(16),
+            key_id=None,
+            owner="init",
+            arguments=spec.encode(),
+            created_at_ms=at_ms,
+            lease_until_ms=at_ms + INTENT_LEASE_MS,
+        )
+        await _write(store, [intent])
+    try:
+        key = await token.generate(spec, intent.cka_id, deadline=deadline, role=role)
+    except TokenError as error:
+        raise OperatorError(f"token {token.name} cannot make a {spec} key: {error}") from error
+    return key, intent
+
+
+def find_root(config: Config, arena: Arena, tokens: dict[str, Token], rows: list[RootRow]) -> Root:
+    """The root this gateway is configured for, among those the store knows.
+
+    Raises:
+        OperatorError: The store has no such root.
+    """
+    for row in rows:
+        if row.kind == "file" and config.root.file:
+            return FileRoot(arena, Path(config.root.file), row)
+        if row.kind == "hsm" and row.token == config.root.token:
+            return HsmRoot(tokens[row.token], row)
+    wanted = config.root.token or config.root.file
+    raise OperatorError(f"the store was not initialised with root {wanted}; check the root section")
+
+
+async def unlock(
+    config: Config, arena: Arena, tokens: dict[str, Token], store: Store
+) -> ArenaSealer:
+    """Open the KEK of an initialised store and give the store its sealer.
+
+    Raises:
+        OperatorError: The store is not initialised, or the root does not open it.
+    """
+    bootstrap = await trio.to_thread.run_sync(store.bootstrap)
+    if bootstrap.bare:
+        raise OperatorError("the store is not initialised: run `hsmux init`")
+    root = find_root(config, arena, tokens, bootstrap.roots)
+    sealer = await open_kek(arena, root, store, bootstrap)
+    await trio.to_thread.run_sync(store.unlock, sealer)
+    return sealer
+
+
+async def _make_root(
+    config: Config, arena: Arena, tokens: dict[str, Token], store: Store
+) -> tuple[Root, IntentRow | None]:
+    at_ms = _now_ms()
+    if config.root.file:
+        path = Path(config.root.file)
+        FileRoot.make_file(path)
+        row = RootRow(os.urandom(16), "file", "", b"", b"", "active", at_ms)
+        return FileRoot(arena, path, row), None
+    token = tokens[config.root.token]
+    key, intent = await _make_in_token(store, token, "create_root", "AES_256", "root")
+    row = RootRow(os.urandom(16), "hsm", token.name, key.cka_id, key.proof, "active", at_ms)
+    return HsmRoot(token, row), intent
+
+
+async def _seal_store(
+    config: Config, arena: Arena, tokens: dict[str, Token], store: Store
+) -> ArenaSealer:
+    """Steps 2 and 3."""
+    root, intent = await _make_root(config, arena, tokens, store)
+    sealer, rows = await make_kek(arena, root, store)
+
+    def work(transaction: Transaction) -> None:
+        for row in rows:
+            transaction.insert(row)
+        if intent is not None:
+            transaction.finish_intent(intent.intent_id)
+
+    await trio.to_thread.run_sync(store.reseal, sealer, work)
+    return sealer
+
+
+async def _make_ca(
+    config: Config, arena: Arena, sealer: ArenaSealer, tokens: dict[str, Token], store: Store
+) -> GatewayKeyRow:
+    """Step 4."""
+    found: GatewayKeyRow | None = await trio.to_thread.run_sync(
+        store.read, lambda reader: reader.get(GatewayKeyRow, "ca")
+    )
+    if found is not None:
+        return found
+    now = datetime.datetime.now(datetime.UTC)
+    token_name, cka_id, material, intent = "", b"", b"", None
+    if config.root.token:
+        token = tokens[config.root.token]
+        made, intent = await _make_in_token(store, token, "create_ca", "EC_P256", "ca")
+        key = token_private_key(token, made)
+        token_name, cka_id = token.name, made.cka_id
+    else:
+        key = ec.generate_private_key(ec.SECP256R1())
+        material = ca_material(arena, sealer.slot, store.deployment_id, key)
+    certificate = await trio.to_thread.run_sync(issue_ca, key, store.deployment_id, now)
+    row = GatewayKeyRow(
+        name="ca",
+        spec="EC_P256",
+        token=token_name,
+        cka_id=cka_id,
+        public_key=certificate.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        ),
+        certificate=certificate.public_bytes(serialization.Encoding.DER),
+        material=material,
+        proof=b"",
+        state="active",
+        created_at_ms=_now_ms(),
+    )
+
+    def work(transaction: Transaction) -> GatewayKeyRow:
+        if intent is not None:
+            transaction.finish_intent(intent.intent_id)
+        return transaction.insert(row)
+
+    return await trio.to_thread.run_sync(store.write, work)
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _issue_to(
+    authority: DeploymentAuthority,
+    key: ec.EllipticCurvePrivateKey,
+    common_name: str,
+    validity: datetime.timedelta,
+    names: x509.SubjectAlternativeName | None,
+) -> x509.Certificate:
+    return issue(
+        authority.certificate,
+        authority.open_key(),
+        key.public_key(),
+        common_name=common_name,
+        now=datetime.datetime.now(datetime.UTC),
+        validity=validity,
+        names=names,
+    )
+
+
+async def _make_server_certificate(
+    config: Config, instance: Instance, authority: DeploymentAuthority
+) -> None:
+    """Step 5; the private key comes first, so a certificate is never there without it."""
+    ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
+    if instance.server_certificate.exists() and instance.server_key.exists():
+        return
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = server_names(config.server.names)
+    certificate = await trio.to_thread.run_sync(
+        _issue_to, authority, key, config.server.names[0][:64], SERVER_VALIDITY, names
+    )
+    write_file(instance.server_key, _pem(key))
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    write_file(instance.server_certificate, pem + ca_pem, mode=0o644)
+
+
+async def _make_administrator(
+    instance: Instance, authority: DeploymentAuthority, store: Store
+) -> Initialised:
+    """Step 6."""
+    directory = instance.administrator
+    paths = Initialised(
+        directory / "administrator.pem", directory / "administrator.key", directory / "ca.pem"
+    )
+    found = await trio.to_thread.run_sync(
+        store.read, lambda reader: reader.select(AccessPointRow, name=ADMINISTRATOR)
+    )
+    if found:
+        return paths
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = await trio.to_thread.run_sync(
+        _issue_to, authority, key, ADMINISTRATOR, ADMINISTRATOR_VALIDITY, None
+    )
+    write_file(paths.private_key, _pem(key))
+    write_file(paths.certificate, certificate.public_bytes(serialization.Encoding.PEM))
+    ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
+    write_file(paths.ca, ca_pem, mode=0o644)
+    description = "made by init; may do everything"
+    row = AccessPointRow(os.urandom(16), ADMINISTRATOR, description, "Enabled", _now_ms())
+    await _write(store, [row, client_key_row(certificate, row.access_point_id)])
+    return paths
+
+
+async def initialise(
+    config: Config, instance: Instance, arena: Arena, tokens: dict[str, Token], store: Store
+) -> Initialised:
+    """Do every step that is not done yet.
+
+    Args:
+        config: Names root, store and the gateway's names.
+        instance: Locked.
+        arena: Key memory.
+        tokens: Open tokens by name.
+        store: Created; bare or sealed.
+
+    Raises:
+        OperatorError: A step cannot be done; the text says what to do, and running it again goes
+            on where it stopped.
+    """
+    bootstrap = await trio.to_thread.run_sync(store.bootstrap)
+    if bootstrap.bare:
+        sealer = await _seal_store(config, arena, tokens, store)
+    else:
+        sealer = await unlock(config, arena, tokens, store)
+    row = await _make_ca(config, arena, sealer, tokens, store)
+    authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
+    await _make_server_certificate(config, instance, authority)
+    return await _make_administrator(instance, authority, store)

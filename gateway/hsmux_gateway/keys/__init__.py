@@ -1,0 +1,1 @@
+"""The Key Service: keys, their material, and what is done with them."""

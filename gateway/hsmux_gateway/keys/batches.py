@@ -1,0 +1,147 @@
+"""Batches of encrypt and decrypt: what fits, which context goes with which item, what each became.
+
+A batch has one key, one answer and a status for each item. Its columns come from outside, so they
+are checked here once and then handed to the C module or a token as they are.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+from hsmux_protocol.columns import (
+    column_count,
+    pack_column,
+    pack_u16_column,
+    unpack_column,
+)
+from hsmux_protocol.context import EMPTY_CONTEXT, RESERVED_PREFIX, parse_context
+from hsmux_protocol.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    InvalidCiphertext,
+    RemoteProtocolError,
+    TooLarge,
+    Unavailable,
+)
+from hsmux_protocol.limits import FRAME_SIZE_MAX, SECTION_OVERHEAD_SIZE
+
+__all__ = [
+    "DECRYPT_STATUS",
+    "ENCRYPT_STATUS",
+    "check_contexts",
+    "check_fits",
+    "context_column",
+    "read_column",
+    "repeat_u32",
+    "status_column",
+]
+
+ITEM_OVERHEAD_SIZE: Final = 4 + 2 + 4
+"""Bytes an item adds to an answer beside its own: an offset, a status, a version."""
+
+# Item statuses of the C module and of tokens, as error numbers: done, invalid, too large, late,
+# unavailable.
+ENCRYPT_STATUS: Final = (
+    0,
+    InvalidArgument.number,
+    TooLarge.number,
+    DeadlineExceeded.number,
+    Unavailable.number,
+)
+DECRYPT_STATUS: Final = (
+    0,
+    InvalidCiphertext.number,
+    InvalidCiphertext.number,
+    DeadlineExceeded.number,
+    Unavailable.number,
+)
+
+
+def read_column(column: bytes, name: str) -> list[bytes]:
+    """The items of a column that came as an argument.
+
+    Raises:
+        InvalidArgument: It is malformed.
+    """
+    try:
+        return unpack_column(column, name=name)
+    except RemoteProtocolError as error:
+        raise InvalidArgument(str(error)) from None
+
+
+def check_contexts(context: bytes, contexts: bytes | None, count: int) -> list[bytes]:
+    """The contexts of a batch: one for all, or one for each item.
+
+    Args:
+        context: The canonical context for all items; empty when `contexts` is given.
+        contexts: A column of canonical contexts, or None.
+        count: Items in the batch.
+
+    Raises:
+        InvalidArgument: Both are given, the numbers differ, or a context is not canonical.
+    """
+    if contexts is None:
+        return [context]
+    if context != EMPTY_CONTEXT:
+        raise InvalidArgument("give either context or contexts, not both")
+    items = read_column(contexts, "contexts")
+    if len(items) != count:
+        raise InvalidArgument(f"contexts: {len(items)} for {count} items")
+    for item in set(items):
+        _check_context(item)
+    return items
+
+
+def _check_context(encoded: bytes) -> None:
+    try:
+        context = parse_context(encoded)
+    except RemoteProtocolError as error:
+        raise InvalidArgument(f"contexts: {error}") from None
+    if any(key.startswith(RESERVED_PREFIX) for key in context):
+        raise InvalidArgument(f"contexts: names beginning with {RESERVED_PREFIX!r} are reserved")
+
+
+def context_column(prefix: bytes, contexts: Sequence[bytes]) -> bytes:
+    """A column of `prefix ‖ context`: the associated data of a batch."""
+    return pack_column([prefix + context for context in contexts])
+
+
+def check_fits(column: bytes, growth_size: int) -> None:
+    """Refuse a batch whose answer would be too large, before anything is done.
+
+    Args:
+        column: The items as they came.
+        growth_size: Bytes an item grows by.
+
+    Raises:
+        TooLarge: The answer would pass the frame cap; the text names how many items fit.
+    """
+    room = FRAME_SIZE_MAX - SECTION_OVERHEAD_SIZE
+    each = growth_size + ITEM_OVERHEAD_SIZE
+    count = column_count(column)
+    if len(column) + count * each <= room:
+        return
+    used = fitting = 0
+    for item in read_column(column, "items"):
+        used += len(item) + each + 4
+        if used > room:
+            break
+        fitting += 1
+    raise TooLarge(f"the answer to {count} items is too large; the first {fitting} fit")
+
+
+def status_column(statuses: Sequence[int], table: Sequence[int]) -> bytes:
+    """Item statuses as a column of error numbers.
+
+    Args:
+        statuses: Numbers of the C module or a token, one an item.
+        table: What each number is as an error.
+    """
+    if not any(statuses):
+        return len(statuses).to_bytes(4, "big") + bytes(2 * len(statuses))
+    return pack_u16_column([table[status] for status in statuses])
+
+
+def repeat_u32(value: int, count: int) -> bytes:
+    """A column of the same number."""
+    return struct.pack(">I", count) + struct.pack(">I", value) * count

@@ -1,0 +1,227 @@
+"""Encryption and decryption with keys of both protections.
+
+A request ends here in one of two ways. A software key's material is in the arena and the C module
+does the whole column in one call; nothing waits. A hardware key's column goes to its token's pool.
+Both work on columns, and a single request is a column of one, so there is one path a protection.
+
+Decryption tells nobody why it failed: a wrong tag, another key version's ciphertext, a state that
+forbids use of the version and a context that differs are one InvalidCiphertext.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from hsmux_native import InvalidTag
+from hsmux_protocol.columns import pack_column, unpack_column
+from hsmux_protocol.envelope import HEADER_SIZE, make_header
+from hsmux_protocol.errors import (
+    DeadlineExceeded,
+    InvalidCiphertext,
+    TooLarge,
+    Unavailable,
+    WrongState,
+)
+from hsmux_protocol.keys import KEY_SPECS
+
+from ..store.rows import KeyRow, KeyVersionRow
+from .batches import context_column
+from .counters import UseCounters
+from .hsm_keys import HsmKeys
+from .material import Materials
+
+__all__ = [
+    "Cipher",
+    "HardwareCipher",
+    "KeyInUse",
+    "SoftwareCipher",
+    "invalid_ciphertext",
+    "only_output",
+]
+
+RETRY_AFTER_MS: Final = 200
+"""What a caller is told to wait when a token failed in the middle."""
+
+
+class KeyInUse:
+    """A key version about to be used.
+
+    Attributes:
+        row: The key.
+        version: The version.
+        header: The envelope header of everything it encrypts.
+    """
+
+    __slots__ = ("header", "row", "version")
+
+    def __init__(self, row: KeyRow, version: KeyVersionRow) -> None:
+        spec = KEY_SPECS[row.spec]
+        suite = spec.software_suite if row.protection == "software" else spec.hardware_suite
+        if suite is None:
+            raise WrongState(f"a key of spec {row.spec} does not encrypt")
+        self.row = row
+        self.version = version
+        self.header = make_header(suite, row.key_id, version.version)
+
+
+class Cipher(Protocol):
+    """Encrypts and decrypts columns under one key version.
+
+    Statuses are those of the C module: 0 done, 1 invalid, 2 too large, 3 late, 4 unavailable. An
+    item that is not done has an empty output.
+    """
+
+    async def encrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        plaintexts: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Envelopes as a column, and statuses."""
+
+    async def decrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        envelopes: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Plaintexts as a column, and statuses; an envelope with another header is invalid."""
+
+
+class SoftwareCipher:
+    """XAES-256-GCM in the C module."""
+
+    def __init__(self, materials: Materials) -> None:
+        self._materials = materials
+
+    def encrypt_one(self, key: KeyInUse, context: bytes, plaintext: bytes) -> bytes:
+        """One envelope, without waiting."""
+        slot = self._materials.slot_of(key.version)
+        return self._materials.arena.seal(slot, key.header, context, plaintext)
+
+    def decrypt_one(self, key: KeyInUse, context: bytes, envelope: bytes) -> bytes:
+        """One plaintext, without waiting.
+
+        Raises:
+            InvalidCiphertext: It does not open.
+        """
+        slot = self._materials.slot_of(key.version)
+        try:
+            return self._materials.arena.open(slot, HEADER_SIZE, context, envelope)
+        except InvalidTag:
+            raise invalid_ciphertext() from None
+
+    async def encrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        plaintexts: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Envelopes and statuses; does not wait."""
+        slot = self._materials.slot_of(key.version)
+        arena = self._materials.arena
+        return arena.seal_batch(slot, key.header, pack_column(contexts), plaintexts)
+
+    async def decrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        envelopes: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Plaintexts and statuses; does not wait."""
+        slot = self._materials.slot_of(key.version)
+        arena = self._materials.arena
+        return arena.open_batch(slot, key.header, pack_column(contexts), envelopes)
+
+
+class HardwareCipher:
+    """AES-GCM in the key's token.
+
+    Args:
+        hsm_keys: Finds the token and the token's view of a version.
+        counters: Counts uses of each version.
+    """
+
+    def __init__(self, hsm_keys: HsmKeys, counters: UseCounters) -> None:
+        self._hsm_keys = hsm_keys
+        self._counters = counters
+
+    async def encrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        plaintexts: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Envelopes and statuses."""
+        token, hsm_key = self._hsm_keys.find(key.row.spec, key.version)
+        count = int.from_bytes(plaintexts[:4], "big")
+        await self._counters.take(key.row.key_id, key.version.version, count)
+        result = await token.encrypt(
+            hsm_key,
+            plaintexts,
+            context_column(key.header, contexts),
+            deadline=deadline,
+            tenant=tenant,
+        )
+        outputs = unpack_column(result.outputs)
+        header = key.header
+        envelopes = [header + output if output else b"" for output in outputs]
+        return pack_column(envelopes), result.statuses
+
+    async def decrypt(
+        self,
+        key: KeyInUse,
+        contexts: Sequence[bytes],
+        envelopes: bytes,
+        deadline: float,
+        *,
+        tenant: bytes,
+    ) -> tuple[bytes, Sequence[int]]:
+        """Plaintexts and statuses."""
+        token, hsm_key = self._hsm_keys.find(key.row.spec, key.version)
+        header = key.header
+        items = unpack_column(envelopes)
+        # An item with another header would open under other associated data only, which it does
+        # not have: cut to nothing, it is refused by the token like every wrong tag.
+        sealed = [item[HEADER_SIZE:] if item.startswith(header) else b"" for item in items]
+        result = await token.decrypt(
+            hsm_key,
+            pack_column(sealed),
+            context_column(header, contexts),
+            deadline=deadline,
+            tenant=tenant,
+        )
+        return result.outputs, result.statuses
+
+
+def only_output(column: bytes, statuses: Sequence[int], *, decrypting: bool) -> bytes:
+    """The output of a column of one, or why there is none."""
+    status = statuses[0]
+    if status == 0:
+        return unpack_column(column)[0]
+    if status == 3:
+        raise DeadlineExceeded("the time for this request ran out")
+    if status == 4:
+        raise Unavailable("the token could not do it now", retry_after_ms=RETRY_AFTER_MS)
+    if decrypting:
+        raise invalid_ciphertext()
+    raise TooLarge("the plaintext is larger than this key takes")
+
+
+def invalid_ciphertext() -> InvalidCiphertext:
+    """The one error of everything that does not open."""
+    return InvalidCiphertext("the ciphertext does not open with this key and context")

@@ -1,0 +1,72 @@
+"""`show_status`: what the gateway is and how it fares."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hsmux_native
+from hsmux_protocol import __version__
+from hsmux_protocol.records import TokenRecord
+
+from .call import Call
+from .catalog import Catalog
+from .hsm.token import Token
+
+__all__ = ["StatusService"]
+
+
+class StatusService:
+    """The handler of `show_status`.
+
+    Args:
+        catalog: Tells the store's revision.
+        tokens: By configured name.
+        deployment: 16 bytes.
+        root: Where the root key is, for people.
+        store: Which store it is, for people.
+        warnings: What an operator should mend, now.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        tokens: Mapping[str, Token],
+        deployment: bytes,
+        root: str,
+        store: str,
+        warnings: Callable[[], list[str]],
+    ) -> None:
+        self._catalog = catalog
+        self._tokens = tokens
+        self._deployment = deployment
+        self._root = root
+        self._store = store
+        self._warnings = warnings
+        self._started = time.monotonic()
+
+    async def show_status(self, call: Call) -> list[Any]:
+        """Everything in one answer."""
+        return [
+            __version__,
+            self._deployment,
+            int(time.monotonic() - self._started),
+            hsmux_native.backend(),
+            self._root,
+            self._store,
+            self._catalog.revision,
+            self._warnings(),
+            [token_record(token) for token in self._tokens.values()],
+        ]
+
+
+def token_record(token: Token) -> TokenRecord:
+    """A token as answers show it."""
+    statistics = token.statistics()
+    return TokenRecord(
+        statistics.name,
+        statistics.breaker,
+        statistics.workers,
+        statistics.busy,
+        statistics.waiting,
+        statistics.restarts,
+    )

@@ -1,0 +1,107 @@
+"""A gateway that really runs: in a process of its own, on loopback, with a root key file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+START_TIMEOUT_S = 30
+STOP_TIMEOUT_S = 20
+
+PROGRAM = """
+import json, sys, trio
+from pathlib import Path
+from hsmux_gateway.config import load_config
+from hsmux_gateway.daemon import log_to, run_init, run_serve
+
+log = open(sys.argv[2], "a", buffering=1)
+log_to(log)
+config = load_config(Path(sys.argv[1]))
+if "init" in sys.argv[3:]:
+    trio.run(run_init, config)
+
+def ready(addresses):
+    print(json.dumps([addresses.server, addresses.health]), flush=True)
+
+async def main():
+    await run_serve(config, ready=ready, log_requests=log.fileno())
+
+trio.run(main)
+"""
+
+
+@dataclass
+class Running:
+    """A gateway process.
+
+    Attributes:
+        address: Where it listens, `host:port`.
+        health: Where its health server listens.
+        directory: Its instance directory.
+        log: Its log file.
+        process: The process.
+    """
+
+    address: str
+    health: str
+    directory: Path
+    log: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def administrator(self) -> Path:
+        """The first administrator's client key."""
+        return self.directory / "administrator"
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_TIMEOUT_S)
+
+
+def write_config(directory: Path, extra: str = "") -> Path:
+    """A configuration with a root key file and free ports."""
+    path = directory / "hsmux.toml"
+    path.write_text(
+        f'instance_dir = "{directory}/instance"\n[server]\nlisten = ["127.0.0.1:0"]\n'
+        f'[health]\nlisten = "127.0.0.1:0"\n[root]\nfile = "{directory}/root.key"\n{extra}'
+    )
+    return path
+
+
+@contextmanager
+def running_gateway(config: Path, *, init: bool = True) -> Iterator[Running]:
+    """Start a gateway and stop it at the end."""
+    directory = config.parent
+    log = directory / "gateway.log"
+    command = [sys.executable, "-c", PROGRAM, str(config), str(log)]
+    process = subprocess.Popen(
+        [*command, *(["init"] if init else [])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            process.wait(START_TIMEOUT_S)
+            raise RuntimeError(process.stderr.read() + log.read_text())
+        (address,), health = json.loads(line)
+        yield Running(address, health, directory / "instance", log, process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        process.stdout.close()
+        process.stderr.close()
