@@ -326,7 +326,7 @@ class Column(NamedTuple):
     nullable: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table(Generic[R]):
     """A table: which row it holds and how its columns are treated.
 

@@ -171,8 +171,7 @@ class SqlRows:
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """See `Rows.savepoint`."""
-        with translating():
-            nested = self._connection.begin_nested()
+        self._do("SAVEPOINT work")
         try:
             yield
         except DATABASE_FAILED:
@@ -180,8 +179,10 @@ class SqlRows:
             # the caller gives all of it up.
             raise
         except BaseException:
-            with translating():
-                nested.rollback()
+            self._do("ROLLBACK TO SAVEPOINT work")
             raise
+        self._do("RELEASE SAVEPOINT work")
+
+    def _do(self, statement: str) -> None:
         with translating():
-            nested.commit()
+            self._connection.exec_driver_sql(statement)

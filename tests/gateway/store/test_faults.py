@@ -1,5 +1,6 @@
 """Databases that are busy, full, broken, killed: typed errors, and back to work afterwards."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -100,6 +101,29 @@ def test_a_full_disk(tmp_path: Path) -> None:
         "nothing of it written True",
         "writes go on True",
     ], done.stderr
+
+
+def test_a_failed_fsync_ends_it(sqlite_url: str, tmp_path: Path) -> None:
+    """What the failed call wrote may be there or not; nothing is tried again in this process."""
+    library = tmp_path / "failing_sync.so"
+    source = Path(__file__).with_name("failing_sync.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    failing = tmp_path / "failing"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.gateway.store.fail_sync", sqlite_url, str(failing)],
+        cwd=ROOT,
+        env={**os.environ, "LD_PRELOAD": str(library), "FAILING_SYNC": str(failing)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    expected = ["written True", "refused True", "never tried again True"]
+    assert done.stdout.splitlines() == expected, done.stderr
+    with closing(Store.open(sqlite_url)) as store:
+        names = _names(store)
+        assert "before" in names
+        assert "after" not in names
+        store.write(_add("recovered"))
 
 
 def test_a_broken_file_sticks(sqlite_url: str, created: Created, tmp_path: Path) -> None:
