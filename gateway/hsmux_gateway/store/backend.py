@@ -37,11 +37,7 @@ class Rows(Protocol):
         """The rows written after a revision, one after the other, in no particular order."""
 
     def insert(self, table: Table[Any], stored: Stored) -> None:
-        """Add a row.
-
-        Raises:
-            Conflict: A constraint of the database forbids it.
-        """
+        """Add a row; its caller has made sure that it fits those that are there."""
 
     def replace(self, table: Table[Any], stored: Stored, row_revision: int) -> bool:
         """Overwrite the row of this primary key if its revision is still `row_revision`; whether

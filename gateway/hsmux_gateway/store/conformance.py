@@ -189,7 +189,8 @@ def _check_taken(store: Store, make_sealer: MakeSealer) -> None:
 def _check_references(store: Store, make_sealer: MakeSealer) -> None:
     seal_store(store, make_sealer())
     before = store.revision()
-    _refused(Conflict, lambda: _insert(store, AliasRow("lost", _OTHER_KEY)))
+    error = _refused(Conflict, lambda: _insert(store, AliasRow("lost", _OTHER_KEY)))
+    assert error.what == "aliases.key_id"
     _refused(Conflict, lambda: _insert_all(store, [_key(_KEY), AliasRow("lost", _OTHER_KEY)]))
     assert store.read(lambda reader: reader.get(KeyRow, _KEY)) is None
     assert store.revision() == before

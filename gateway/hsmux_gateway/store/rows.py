@@ -68,6 +68,7 @@ __all__ = [
     "StateRow",
     "Table",
     "Value",
+    "table_named",
     "table_of",
 ]
 
@@ -444,6 +445,14 @@ TABLES: Final[tuple[Table[Any], ...]] = (
 """All tables, each after those it refers to."""
 
 _BY_ROW: Final[dict[type[Row], Table[Any]]] = {table.row: table for table in TABLES}
+
+
+_BY_NAME: Final[dict[str, Table[Any]]] = {table.name: table for table in TABLES}
+
+
+def table_named(name: str) -> Table[Any]:
+    """The table of this name."""
+    return _BY_NAME[name]
 
 
 def table_of(row: type[R]) -> Table[R]:

@@ -21,6 +21,7 @@ from .rows import (
     Row,
     Table,
     Value,
+    table_named,
     table_of,
 )
 from .sealing import INTEGER_MAX, RowSeals, Stored
@@ -99,12 +100,10 @@ class Transaction(Reader):
         """
         table = self._writable(row)
         stored = self._seals.store(table, row, self.revision)
-        # Writing transactions happen one after the other, so asking first is free of races, and
-        # tells which rule is hit without reading a driver's error text.
-        if self._rows.fetch(table, stored[: len(table.key)]) is not None:
+        key = table.key_of(row)
+        if self._rows.fetch(table, key) is not None:
             raise Conflict(f"{table.name}.{', '.join(table.key)}", "is taken")
-        for unique in table.unique:
-            self._check_free(table, unique, stored, own=None)
+        self._check_others(table, stored, key)
         self._rows.insert(table, stored)
         return msgspec.structs.replace(row, row_revision=self.revision)
 
@@ -118,8 +117,7 @@ class Transaction(Reader):
         """
         table = self._writable(row)
         stored = self._seals.store(table, row, self.revision)
-        for unique in table.unique:
-            self._check_free(table, unique, stored, own=table.key_of(row))
+        self._check_others(table, stored, table.key_of(row))
         if not self._rows.replace(table, stored, row.row_revision):
             raise Conflict(table.name, "the row was changed meanwhile")
         return msgspec.structs.replace(row, row_revision=self.revision)
@@ -130,13 +128,19 @@ class Transaction(Reader):
             raise ValueError(f"{table.name} is written by the store alone")
         return table
 
-    def _check_free(
-        self, table: Table[R], unique: tuple[str, ...], stored: Stored, own: Key | None
-    ) -> None:
-        wanted = {name: stored[table.clear.index(name)] for name in unique}
-        for other in self._rows.find(table, wanted, limit=2):
-            if other[: len(table.key)] != own:
-                raise Conflict(f"{table.name}.{', '.join(unique)}", "is taken")
+    def _check_others(self, table: Table[R], stored: Stored, key: Key) -> None:
+        # Writing transactions happen one after the other, so asking first is free of races. It
+        # tells which rule is hit without reading a driver's error text, and the same in each
+        # database; their constraints stay as the second line.
+        for unique in table.unique:
+            wanted = {name: stored[table.clear.index(name)] for name in unique}
+            for other in self._rows.find(table, wanted, limit=2):
+                if other[: len(table.key)] != key:
+                    raise Conflict(f"{table.name}.{', '.join(unique)}", "is taken")
+        for name, referred in table.references:
+            value = stored[table.clear.index(name)]
+            if value is not None and not self._rows.fetch(table_named(referred), (value,)):
+                raise Conflict(f"{table.name}.{name}", f"refers to no row of {referred}")
 
     def remember(
         self,
