@@ -426,6 +426,8 @@ class Arena:
     def seal_bytes(self, kek: int, associated_data: bytes, plaintext: Buffer) -> bytes:
         """Seal the gateway's own bytes under a KEK: nonce 24 ‖ ciphertext ‖ tag 16.
 
+        At most `ITEM_SIZE_MAX` bytes with at most 256 KiB of associated data.
+
         Raises:
             ValueError: A size is over its limit.
             InvalidSlot: The slot holds no key.

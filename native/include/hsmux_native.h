@@ -13,7 +13,8 @@
 #define HS_IV_SIZE 12u           /* bytes of a GCM IV */
 #define HS_NONCE_SIZE 24u        /* bytes of an XAES-256-GCM nonce */
 #define HS_ITEM_SIZE_MAX 65536u  /* bytes of one plaintext */
-#define HS_AAD_SIZE_MAX 8192u    /* bytes of associated data: a header and a context, or a row */
+#define HS_AAD_SIZE_MAX 8192u    /* bytes of an item's associated data: a header and a context */
+#define HS_ROW_AAD_SIZE_MAX (1u << 18) /* bytes of a store row's associated data */
 #define HS_BATCH_ITEMS_MAX 16384u
 #define HS_BLOB_SIZE_MAX 4096u   /* bytes of one private key as DER */
 #define HS_HEADER_SIZE_MAX 64u

@@ -295,7 +295,7 @@ static hs_status seal_random(const hs_slot_data *kek, const uint8_t *aad, size_t
                              const uint8_t *plaintext, size_t size, uint8_t *sealed)
 {
     hs_expanded expanded;
-    if (size > HS_ITEM_SIZE_MAX || aad_size > HS_AAD_SIZE_MAX)
+    if (size > HS_ITEM_SIZE_MAX || aad_size > HS_ROW_AAD_SIZE_MAX)
         return HS_BAD_ARGUMENT;
     hs_status status = hs_random(sealed, HS_NONCE_SIZE);
     if (status != HS_OK)
@@ -312,7 +312,7 @@ static hs_status open_random(const hs_slot_data *kek, const uint8_t *aad, size_t
 {
     hs_expanded expanded;
     if (size < SEALED_OVERHEAD || size > SEALED_OVERHEAD + HS_ITEM_SIZE_MAX ||
-        aad_size > HS_AAD_SIZE_MAX)
+        aad_size > HS_ROW_AAD_SIZE_MAX)
         return HS_INVALID;
     expand_prefix(kek, sealed, &expanded);
     hs_status status = hs_gcm()->open(&expanded, sealed + HS_IV_SIZE, aad, aad_size,
