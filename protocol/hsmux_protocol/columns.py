@@ -46,6 +46,13 @@ def column_count(column: bytes) -> int:
     return int.from_bytes(column[:_COUNT_SIZE], "big") if len(column) >= _COUNT_SIZE else 0
 
 
+def _packed_count(items: Sequence[object]) -> int:
+    count = len(items)
+    if count > BATCH_ITEMS_MAX:
+        raise ValueError(f"{count} items; a column holds at most {BATCH_ITEMS_MAX}")
+    return count
+
+
 def pack_column(items: Sequence[bytes | bytearray | memoryview]) -> bytes:
     """Encode byte strings as one column.
 
@@ -55,9 +62,7 @@ def pack_column(items: Sequence[bytes | bytearray | memoryview]) -> bytes:
     Raises:
         ValueError: There are more items than `BATCH_ITEMS_MAX`.
     """
-    count = len(items)
-    if count > BATCH_ITEMS_MAX:
-        raise ValueError(f"{count} items; a column holds at most {BATCH_ITEMS_MAX}")
+    count = _packed_count(items)
     offsets = accumulate((len(item) for item in items), initial=0)
     return struct.pack(f">I{count + 1}I", count, *offsets) + b"".join(items)
 
@@ -86,14 +91,18 @@ def unpack_column(column: bytes, *, name: str = "column") -> list[bytes]:
     offsets = struct.unpack_from(f">{count + 1}I", column, _COUNT_SIZE)
     if offsets[0] != 0 or offsets[-1] != len(column) - start:
         raise RemoteProtocolError(f"{name}: the offsets do not cover the bytes exactly")
-    items = [column[start + a : start + b] for a, b in pairwise(offsets)]
+    # Before any item is cut out: offsets that jump would make each item the whole value.
     if any(a > b for a, b in pairwise(offsets)):
         raise RemoteProtocolError(f"{name}: the offsets go down")
-    return items
+    return [column[start + a : start + b] for a, b in pairwise(offsets)]
 
 
 def _pack_numbers(values: Sequence[int], code: str) -> bytes:
-    return struct.pack(f">I{len(values)}{code}", len(values), *values)
+    count = _packed_count(values)
+    try:
+        return struct.pack(f">I{count}{code}", count, *values)
+    except struct.error:
+        raise ValueError("a number does not fit its column") from None
 
 
 def _unpack_numbers(column: bytes, code: str, width: int, name: str) -> list[int]:
@@ -106,7 +115,11 @@ def _unpack_numbers(column: bytes, code: str, width: int, name: str) -> list[int
 
 
 def pack_u16_column(values: Sequence[int]) -> bytes:
-    """Encode numbers below 2^16, such as item statuses, as one column."""
+    """Encode numbers below 2^16, such as item statuses, as one column.
+
+    Raises:
+        ValueError: There are more numbers than `BATCH_ITEMS_MAX`, or one is out of range.
+    """
     return _pack_numbers(values, "H")
 
 
@@ -120,7 +133,11 @@ def unpack_u16_column(column: bytes, *, name: str = "column") -> list[int]:
 
 
 def pack_u32_column(values: Sequence[int]) -> bytes:
-    """Encode numbers below 2^32, such as key versions, as one column."""
+    """Encode numbers below 2^32, such as key versions, as one column.
+
+    Raises:
+        ValueError: There are more numbers than `BATCH_ITEMS_MAX`, or one is out of range.
+    """
     return _pack_numbers(values, "I")
 
 

@@ -143,6 +143,8 @@ class _Connection:
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Store bytes that came; an empty byte string is the peer's end of stream.
 
+        Whole frames that came before the end can still be taken.
+
         Raises:
             RemoteProtocolError: The stream ended inside a frame, or an earlier error stands.
         """
@@ -150,7 +152,7 @@ class _Connection:
             raise self._failure
         if data:
             self._reader.feed(data)
-        elif self.buffered_size:
+        elif not self._reader.is_whole():
             self._fail("the connection ended inside a frame")
 
     def next_frame(self) -> Frame | None:
@@ -220,10 +222,20 @@ class ServerConnection(_Connection):
     _receives = _FROM_CLIENT
     _sends = _FROM_GATEWAY
 
+    def farewell(self, error: Error) -> bytes:
+        """The last bytes to send: why the connection ends, as an ERROR with id 0.
+
+        Allowed in every state, so that a peer that broke the format is told so too.
+        """
+        self.state = State.CLOSED
+        return encode_frame(error._replace(id=0), size_max=FRAME_SIZE_MAX_OPENING)
+
     def _received(self, frame: Frame) -> None:
         if type(frame) is Request:
             if frame.id in self.open_ids:
                 raise RemoteProtocolError(f"request id {frame.id} is already open")
+            if len(self.open_ids) >= PIPELINE_MAX:
+                raise RemoteProtocolError(f"more than {PIPELINE_MAX} open requests")
             self.open_ids.add(frame.id)
 
     def _check_sent(self, frame: Frame) -> None:
@@ -271,6 +283,8 @@ class ClientConnection(_Connection):
             raise RemoteProtocolError(f"WELCOME announces no {', '.join(sorted(missing))}")
         if welcome.version != VERSION:
             raise RemoteProtocolError(f"WELCOME chose version {welcome.version}")
+        if not all(welcome.limits[name] for name in ANNOUNCED_LIMITS):
+            raise RemoteProtocolError("WELCOME announces a limit of 0")
         self.welcome = welcome
         self._reader.size_max = welcome.limits["frame_size_max"]
         self._size_max_sent = welcome.limits["frame_size_max"]

@@ -14,7 +14,7 @@ from typing import Final
 import msgpack
 
 from .errors import RemoteProtocolError
-from .limits import CONTEXT_ENTRIES_MAX, CONTEXT_SIZE_MAX
+from .limits import CONTEXT_ENTRIES_MAX, CONTEXT_SIZE_MAX, QUOTED_MAX
 from .scan import scan
 
 __all__ = [
@@ -40,12 +40,16 @@ def encode_context(context: Mapping[str, str] | None, *, reserved: bool = False)
         ValueError: A key or value is not text, a key is reserved, or a limit is passed; the text
             names it.
     """
+    if context is None:
+        return EMPTY_CONTEXT
+    if not isinstance(context, Mapping):
+        raise ValueError("context: a map from text to text")
     if not context:
         return EMPTY_CONTEXT
-    for key, value in context.items():
-        _check_entry(key, value, reserved)
     if len(context) > CONTEXT_ENTRIES_MAX:
         raise ValueError(f"context: {len(context)} entries; at most {CONTEXT_ENTRIES_MAX}")
+    for key, value in context.items():
+        _check_entry(key, value, reserved)
     try:
         ordered = sorted(context.items(), key=lambda entry: entry[0].encode())
         encoded: bytes = msgpack.packb(dict(ordered))
@@ -61,7 +65,8 @@ def _check_entry(key: object, value: object, reserved: bool) -> None:
         raise ValueError("context: keys and values are text")
     if key.startswith(RESERVED_PREFIX) and not reserved:
         raise ValueError(
-            f"context: key {key!r}: names beginning with {RESERVED_PREFIX!r} are reserved"
+            f"context: key {key[:QUOTED_MAX]!r}: "
+            f"names beginning with {RESERVED_PREFIX!r} are reserved"
         )
 
 

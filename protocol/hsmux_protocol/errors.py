@@ -245,5 +245,5 @@ def error_from_wire(
     """
     error_type = ERROR_BY_NUMBER.get(number)
     if error_type is None:
-        return InternalError(f"error {number}: {text}", reference=reference)
+        error_type, text = InternalError, f"error {number}: {text}"
     return error_type(text, reference=reference, retry_after_ms=retry_after_ms)

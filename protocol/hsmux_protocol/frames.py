@@ -26,7 +26,7 @@ from .fields import (
     read_fields,
     write_fields,
 )
-from .limits import FRAME_SIZE_MAX_OPENING, ID_MAX
+from .limits import ELEMENTS_MAX, FRAME_SIZE_MAX_OPENING, ID_MAX
 from .scan import scan
 
 __all__ = [
@@ -48,6 +48,8 @@ __all__ = [
 ]
 
 LENGTH_SIZE: Final = 4
+_PACKER_SIZE: Final = 1024
+_COMPACT_SIZE: Final = 64 * 1024
 TEXT_SIZE_MAX: Final = 4096
 
 
@@ -178,7 +180,6 @@ FRAMES: Final[dict[int, tuple[type[Frame], tuple[Field, ...]]]] = {
 _KIND_OF: Final[dict[type[Frame], tuple[int, tuple[Field, ...]]]] = {
     frame_type: (kind, fields) for kind, (frame_type, fields) in FRAMES.items()
 }
-_pack: Final = msgpack.Packer(autoreset=True).pack
 
 
 def encode_frame(frame: Frame, *, size_max: int) -> bytes:
@@ -189,12 +190,18 @@ def encode_frame(frame: Frame, *, size_max: int) -> bytes:
         size_max: The most bytes the peer accepts for a body.
 
     Raises:
-        LocalProtocolError: A value does not fit its field, or the body is larger than `size_max`.
+        LocalProtocolError: A value does not fit its field, the body is larger than `size_max`, or
+            it has more values than a peer may accept.
     """
     kind, fields = _KIND_OF[type(frame)]
     try:
-        body: bytes = _pack([kind, *write_fields(fields, frame)])
-    except (ValueError, TypeError, OverflowError) as error:
+        # A packer of its own: one for all would mix frames of two threads, and keep what it packed.
+        body: bytes = msgpack.Packer(buf_size=_PACKER_SIZE).pack(
+            [kind, *write_fields(fields, frame)]
+        )
+        if len(body) > ELEMENTS_MAX:
+            scan(body)
+    except (ValueError, TypeError, OverflowError, RemoteProtocolError) as error:
         raise LocalProtocolError(f"{type(frame).__name__}: {error}") from None
     if len(body) > size_max:
         raise LocalProtocolError(f"{type(frame).__name__}: {len(body)} bytes; at most {size_max}")
@@ -246,6 +253,14 @@ class FrameReader:
         """Bytes received and not yet returned."""
         return len(self._buffer) - self._start
 
+    def is_whole(self) -> bool:
+        """Whether what is buffered is whole frames and nothing else."""
+        position = self._start
+        while position + LENGTH_SIZE <= len(self._buffer):
+            length = self._buffer[position : position + LENGTH_SIZE]
+            position += LENGTH_SIZE + int.from_bytes(length, "big")
+        return position == len(self._buffer)
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add received bytes."""
         if self._start:
@@ -269,4 +284,15 @@ class FrameReader:
         if len(self._buffer) < end:
             return None
         self._start = end
-        return bytes(self._buffer[start:end])
+        body = bytes(self._buffer[start:end])
+        self._forget()
+        return body
+
+    def _forget(self) -> None:
+        """Let go of returned bytes: a connection that waits must not hold its last large frame."""
+        if self._start == len(self._buffer):
+            self._buffer.clear()
+            self._start = 0
+        elif self._start > _COMPACT_SIZE and 2 * self._start > len(self._buffer):
+            del self._buffer[: self._start]
+            self._start = 0

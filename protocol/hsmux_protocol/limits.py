@@ -18,7 +18,9 @@ __all__ = [
     "ID_MAX",
     "ITEM_SIZE_MAX",
     "PIPELINE_MAX",
+    "QUOTED_MAX",
     "RANDOM_SIZE_MAX",
+    "REFERENCE_SIZE_MAX",
     "REQUESTS_IN_FLIGHT_MAX",
     "SECTION_OVERHEAD_SIZE",
 ]
@@ -52,6 +54,12 @@ CONTEXT_SIZE_MAX: Final = 4 * 1024
 
 RANDOM_SIZE_MAX: Final = 4096
 """Bytes of one generate_random."""
+
+REFERENCE_SIZE_MAX: Final = 6 + 128 + 11
+"""Bytes of the longest key reference: `alias/`, a name and `@4294967295`."""
+
+QUOTED_MAX: Final = 64
+"""Characters of a caller's text that an error repeats: an answer must stay small."""
 
 IDEMPOTENCY_TOKEN_SIZE: Final = 16
 """Bytes of an idempotency token."""

@@ -6,7 +6,10 @@ characters, and the two unused bits of the last one are zero, so an identifier h
 
 import base64
 import re
+import string
 from typing import Final, NamedTuple
+
+from .limits import QUOTED_MAX, REFERENCE_SIZE_MAX
 
 __all__ = [
     "ALIAS_PREFIX",
@@ -25,6 +28,11 @@ _ALIAS: Final = re.compile(r"[A-Za-z0-9/_-]{1,128}", re.ASCII)
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _VERSION_MAX: Final = 2**32 - 1
 _IDENTIFIER_SIZE: Final = 16
+_IDENTIFIER: Final = re.compile(r"[a-z2-7]{25}[aeimquy4]", re.ASCII)
+# base32's digits as the digits `int` reads in base 32.
+_DIGITS: Final = str.maketrans(
+    string.ascii_lowercase + "234567", (string.digits + string.ascii_lowercase)[:32]
+)
 
 
 class KeyReference(NamedTuple):
@@ -35,6 +43,11 @@ class KeyReference(NamedTuple):
     key_id: bytes | None
     alias: str | None
     version: int | None
+
+
+def _shown(text: str) -> str:
+    """A caller's text as an error repeats it: its beginning, so that the answer stays small."""
+    return repr(text if len(text) <= QUOTED_MAX else text[:QUOTED_MAX] + "…")
 
 
 def format_identifier(prefix: str, identifier: bytes) -> str:
@@ -48,13 +61,11 @@ def parse_identifier(prefix: str, text: str) -> bytes:
     Raises:
         ValueError: The text is not exactly what `format_identifier` writes.
     """
-    try:
-        identifier = base64.b32decode(text.removeprefix(prefix).upper() + "======")
-    except ValueError:
-        identifier = b""
-    if len(identifier) != _IDENTIFIER_SIZE or format_identifier(prefix, identifier) != text:
-        raise ValueError(f"{text!r} is not {prefix}<26 characters a-z2-7>")
-    return identifier
+    start = len(prefix)
+    if not text.startswith(prefix) or not _IDENTIFIER.fullmatch(text, start):
+        raise ValueError(f"{_shown(text)} is not {prefix}<26 characters a-z2-7>")
+    # 26 digits are 130 bits: the pattern has made sure that the last two are zero.
+    return (int(text[start:].translate(_DIGITS), 32) >> 2).to_bytes(_IDENTIFIER_SIZE, "big")
 
 
 def format_key_id(key_id: bytes) -> str:
@@ -70,7 +81,7 @@ def check_alias(name: str) -> str:
     """
     alias = name.removeprefix(ALIAS_PREFIX)
     if not name.startswith(ALIAS_PREFIX) or not _ALIAS.fullmatch(alias):
-        raise ValueError(f"{name!r} is not alias/<1 to 128 characters A-Z a-z 0-9 / _ ->")
+        raise ValueError(f"{_shown(name)} is not alias/<1 to 128 characters A-Z a-z 0-9 / _ ->")
     return alias
 
 
@@ -81,16 +92,18 @@ def parse_key_reference(text: str) -> KeyReference:
         ValueError: It is neither `key-<base32>` nor `alias/<name>`, or its version is not 1 to
             2^32 - 1.
     """
+    if len(text) > REFERENCE_SIZE_MAX:
+        raise ValueError(f"{_shown(text)} is longer than any key reference")
     name, separator, suffix = text.partition("@")
     version = None
     if separator:
         if not _VERSION.fullmatch(suffix) or int(suffix) > _VERSION_MAX:
-            raise ValueError(f"{text!r}: behind @ stands a version number from 1")
+            raise ValueError(f"{_shown(text)}: behind @ stands a version number from 1")
         version = int(suffix)
     if name.startswith(ALIAS_PREFIX):
         return KeyReference(None, check_alias(name), version)
     if name.startswith(KEY_PREFIX):
         return KeyReference(parse_identifier(KEY_PREFIX, name), None, version)
     raise ValueError(
-        f"{text!r} is not a key: use key-<identifier> or alias/<name>, either with @version"
+        f"{_shown(text)} is not a key: use key-<identifier> or alias/<name>, either with @version"
     )
