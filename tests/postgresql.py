@@ -77,6 +77,7 @@ class Cluster:
             check=False,
         )
         if made.returncode:
+            self.remove()
             raise RuntimeError(f"initdb: {made.stderr.decode(errors='replace')}")
 
     def _command(self, program: str, *arguments: str) -> list[str]:
@@ -185,9 +186,9 @@ def _leave(user: socket.socket) -> None:
 
 
 def _keep(control: Path, ready: int) -> None:
-    cluster = Cluster()
-    try:
-        cluster.start()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, control.parent)
+        cluster = stack.enter_context(private_cluster())
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(control))
             listener.listen(64)
@@ -195,9 +196,6 @@ def _keep(control: Path, ready: int) -> None:
             os.close(ready)
             greeting = f"{cluster.address.directory} {cluster.address.port}\n".encode()
             last = _serve_until_last(listener, greeting)
-    finally:
-        cluster.remove()
-        shutil.rmtree(control.parent)
     last.close()
 
 

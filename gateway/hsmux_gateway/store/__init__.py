@@ -14,6 +14,7 @@ from .errors import (
     StoreUnavailable,
     UnsafeStore,
 )
+from .opening import migrate_database
 from .rows import (
     AccessPointRow,
     AliasRow,
@@ -77,4 +78,5 @@ __all__ = [
     "Transaction",
     "UnsafeStore",
     "WriterStatistics",
+    "migrate_database",
 ]

@@ -41,13 +41,13 @@ __all__ = ["STORE_CHECKS", "Check", "MakeSealer", "check_store", "sample_rows", 
 MakeSealer = Callable[[], RowSealer]
 Check = Callable[[Store, MakeSealer], None]
 
-NOW_MS: Final = 1_800_000_000_000
+_NOW_MS: Final = 1_800_000_000_000
 _KEY: Final = b"k" * 16
 _OTHER_KEY: Final = b"K" * 16
 _ACCESS_POINT: Final = b"a" * 16
 _ROOT: Final = b"r" * 16
-THREADS: Final = 4
-WORKS_PER_THREAD: Final = 10
+_THREADS: Final = 4
+_WORKS_PER_THREAD: Final = 10
 
 E = TypeVar("E", bound=Exception)
 R = TypeVar("R", bound=Row)
@@ -75,9 +75,9 @@ def seal_store(store: Store, sealer: RowSealer) -> None:
 
     def establish(transaction: Transaction) -> None:
         transaction.insert(
-            RootRow(_ROOT, "hsm", "token", b"c" * 16, b"proof", "active", NOW_MS)
+            RootRow(_ROOT, "hsm", "token", b"c" * 16, b"proof", "active", _NOW_MS)
         )
-        transaction.insert(KekRow(sealer.kek_id, "active", NOW_MS))
+        transaction.insert(KekRow(sealer.kek_id, "active", _NOW_MS))
         transaction.insert(KekSealRow(sealer.kek_id, _ROOT, b"sealed kek"))
 
     store.reseal(sealer, establish)
@@ -90,31 +90,31 @@ def sample_rows() -> list[Row]:
     return [
         GatewayKeyRow(
             "ca", "EC_P256", "token", b"g" * 16, b"spki", b"der", b"material", b"proof",
-            "Enabled", NOW_MS,
+            "Enabled", _NOW_MS,
         ),
         _key(_KEY),
-        KeyVersionRow(_KEY, 1, "Enabled", "token", b"v" * 16, b"spki", b"m", b"proof", NOW_MS),
+        KeyVersionRow(_KEY, 1, "Enabled", "token", b"v" * 16, b"spki", b"m", b"proof", _NOW_MS),
         AliasRow("orders/mail", _KEY),
         AliasRow("gone", None),
-        AccessPointRow(_ACCESS_POINT, "mail", "sends mail \u2709", "Enabled", NOW_MS),
+        AccessPointRow(_ACCESS_POINT, "mail", "sends mail \u2709", "Enabled", _NOW_MS),
         ClientKeyRow(
-            b"C" * 16, _ACCESS_POINT, b"s" * 32, "01ab", "CN=mail", NOW_MS, NOW_MS + 1, "Enabled",
-            NOW_MS,
+            b"C" * 16, _ACCESS_POINT, b"s" * 32, "01ab", "CN=mail", _NOW_MS, _NOW_MS + 1, "Enabled",
+            _NOW_MS,
         ),
         SettingRow("ca-certificate", b"value", b"secret"),
         CounterRow(_KEY, 1, 256),
         IntentRow(
-            b"i" * 16, "create_key", "token", b"c" * 16, _KEY, "host/1", b"arguments", NOW_MS,
-            NOW_MS + 60_000,
+            b"i" * 16, "create_key", "token", b"c" * 16, _KEY, "host/1", b"arguments", _NOW_MS,
+            _NOW_MS + 60_000,
         ),
-        IdempotencyRow(_ACCESS_POINT, "create_key", b"t" * 16, b"h" * 32, b"result", NOW_MS),
+        IdempotencyRow(_ACCESS_POINT, "create_key", b"t" * 16, b"h" * 32, b"result", _NOW_MS),
     ]  # fmt: skip
 
 
 def _key(key_id: bytes, description: str = "d\u00e9scription") -> KeyRow:
     return KeyRow(
         key_id, "AES_256", "ENCRYPT_DECRYPT", "hardware", "hsm", "token", "Enabled", 1,
-        description, {"zone": "b", "app": "\u00e4"}, NOW_MS, _ACCESS_POINT,
+        description, {"zone": "b", "app": "\u00e4"}, _NOW_MS, _ACCESS_POINT,
     )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _check_rows_come_back(store: Store, make_sealer: MakeSealer) -> None:
 def _check_select(store: Store, make_sealer: MakeSealer) -> None:
     seal_store(store, make_sealer())
     versions = [
-        KeyVersionRow(key, number, "Enabled", "", b"", b"", b"m", b"", NOW_MS)
+        KeyVersionRow(key, number, "Enabled", "", b"", b"", b"m", b"", _NOW_MS)
         for key in (_KEY, _OTHER_KEY)
         for number in (3, 1, 2)
     ]
@@ -169,6 +169,10 @@ def _check_select(store: Store, make_sealer: MakeSealer) -> None:
     names = store.read(lambda reader: [row.name for row in reader.select(AliasRow)])
     assert names == ["B", "a", "a-", "a/", "b", "\u00e4"]
     assert len(store.read(lambda reader: reader.select(AliasRow, limit=2))) == 2
+    named = _insert(store, AliasRow("named", _KEY))
+    assert store.read(lambda reader: reader.select(AliasRow, key_id=_KEY)) == [named]
+    unnamed = store.read(lambda reader: reader.select(AliasRow, key_id=None))
+    assert [row.name for row in unnamed] == names
 
 
 def _check_taken(store: Store, make_sealer: MakeSealer) -> None:
@@ -178,7 +182,7 @@ def _check_taken(store: Store, make_sealer: MakeSealer) -> None:
     for row in samples:
         error = _refused(Conflict, partial(_insert, store, row))
         assert error.what.startswith(table_of(type(row)).name), error
-    twin = AccessPointRow(b"b" * 16, "mail", "", "Enabled", NOW_MS)
+    twin = AccessPointRow(b"b" * 16, "mail", "", "Enabled", _NOW_MS)
     assert _refused(Conflict, lambda: _insert(store, twin)).what == "access_points.name"
     other = _insert(store, msgspec.structs.replace(twin, name="post"))
     renamed = msgspec.structs.replace(other, name="mail")
@@ -262,7 +266,7 @@ def _check_idempotency(store: Store, make_sealer: MakeSealer) -> None:
             return known
         transaction.insert(_key(_KEY))
         transaction.remember(
-            _ACCESS_POINT, "create_key", token, arguments, b"answer", now_ms=NOW_MS
+            _ACCESS_POINT, "create_key", token, arguments, b"answer", now_ms=_NOW_MS
         )
         return b"done"
 
@@ -276,7 +280,7 @@ def _check_idempotency(store: Store, make_sealer: MakeSealer) -> None:
         assert store.read(again) is None
 
     def fails(transaction: Transaction) -> None:
-        transaction.remember(_ACCESS_POINT, "x", token, arguments, b"", now_ms=NOW_MS)
+        transaction.remember(_ACCESS_POINT, "x", token, arguments, b"", now_ms=_NOW_MS)
         raise ZeroDivisionError
 
     _refused(ZeroDivisionError, lambda: store.write(fails))
@@ -289,12 +293,12 @@ def _check_purge(store: Store, make_sealer: MakeSealer) -> None:
 
     def fill(transaction: Transaction) -> None:
         for number in range(old + 1):
-            created_at_ms = NOW_MS if number < old else NOW_MS + 1
+            created_at_ms = _NOW_MS if number < old else _NOW_MS + 1
             token = number.to_bytes(16, "big")
             transaction.remember(_ACCESS_POINT, "o", token, b"h", b"", now_ms=created_at_ms)
 
     store.write(fill)
-    now_ms = NOW_MS + IDEMPOTENCY_KEPT_MS
+    now_ms = _NOW_MS + IDEMPOTENCY_KEPT_MS
     assert store.write(lambda transaction: transaction.purge_idempotency(now_ms)) == 0
     purged = [
         store.write(lambda transaction: transaction.purge_idempotency(now_ms + 1))
@@ -302,13 +306,13 @@ def _check_purge(store: Store, make_sealer: MakeSealer) -> None:
     ]
     assert purged == [PURGE_STEP, 3, 0]
     left = store.read(lambda reader: reader.select(IdempotencyRow))
-    assert [row.created_at_ms for row in left] == [NOW_MS + 1]
+    assert [row.created_at_ms for row in left] == [_NOW_MS + 1]
 
 
 def _check_intents(store: Store, make_sealer: MakeSealer) -> None:
     seal_store(store, make_sealer())
     intents = [
-        IntentRow(bytes([n]) * 16, "create_key", "t", b"c", None, "me", b"", NOW_MS, NOW_MS + n)
+        IntentRow(bytes([n]) * 16, "create_key", "t", b"c", None, "me", b"", _NOW_MS, _NOW_MS + n)
         for n in (1, 2, 3)
     ]
     for intent in intents:
@@ -317,14 +321,14 @@ def _check_intents(store: Store, make_sealer: MakeSealer) -> None:
     def expired(now_ms: int) -> list[int]:
         return [i.intent_id[0] for i in store.read(lambda r: r.expired_intents(now_ms))]
 
-    assert (expired(NOW_MS + 1), expired(NOW_MS + 3)) == ([], [1, 2])
-    taken = store.write(lambda t: t.extend_intent(intents[0].intent_id, "you", NOW_MS + 9))
-    assert (taken.owner, expired(NOW_MS + 3)) == ("you", [2])
+    assert (expired(_NOW_MS + 1), expired(_NOW_MS + 3)) == ([], [1, 2])
+    taken = store.write(lambda t: t.extend_intent(intents[0].intent_id, "you", _NOW_MS + 9))
+    assert (taken.owner, expired(_NOW_MS + 3)) == ("you", [2])
     store.write(lambda transaction: transaction.finish_intent(intents[1].intent_id))
-    assert expired(NOW_MS + 10) == [1, 3]
+    assert expired(_NOW_MS + 10) == [1, 3]
     for late in (
         lambda: store.write(lambda t: t.finish_intent(intents[1].intent_id)),
-        lambda: store.write(lambda t: t.extend_intent(intents[1].intent_id, "you", NOW_MS)),
+        lambda: store.write(lambda t: t.extend_intent(intents[1].intent_id, "you", _NOW_MS)),
     ):
         assert _refused(Conflict, late).what == "intents"
 
@@ -334,11 +338,11 @@ def _check_counters(store: Store, make_sealer: MakeSealer) -> None:
     starts: list[int] = []
 
     def lease(_thread: int) -> None:
-        for _ in range(WORKS_PER_THREAD):
+        for _ in range(_WORKS_PER_THREAD):
             starts.append(store.write(lambda transaction: transaction.lease_counter(_KEY, 1, 7)))
 
     _in_threads(lease)
-    assert sorted(starts) == [7 * n for n in range(THREADS * WORKS_PER_THREAD)]
+    assert sorted(starts) == [7 * n for n in range(_THREADS * _WORKS_PER_THREAD)]
     assert store.write(lambda transaction: transaction.lease_counter(_KEY, 2, INTEGER_MAX)) == 0
     for amount in (1, 0, -1):
         lease_more = methodcaller("lease_counter", _KEY, 2, amount)
@@ -355,7 +359,7 @@ def _in_threads(work: Callable[[int], None]) -> None:
             failures.append(error)
             raise
 
-    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(THREADS)]
+    threads = [threading.Thread(target=guarded, args=(n,)) for n in range(_THREADS)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -381,7 +385,7 @@ def _check_followers_miss_nothing(store: Store, make_sealer: MakeSealer) -> None
                 return
 
     def write(thread: int) -> None:
-        for number in range(WORKS_PER_THREAD):
+        for number in range(_WORKS_PER_THREAD):
             _insert(store, AliasRow(f"{thread}-{number}", None))
 
     follower = threading.Thread(target=follow)
@@ -391,7 +395,7 @@ def _check_followers_miss_nothing(store: Store, make_sealer: MakeSealer) -> None
     finally:
         finished.set()
         follower.join()
-    total = THREADS * WORKS_PER_THREAD
+    total = _THREADS * _WORKS_PER_THREAD
     assert [revision for revision, _ in followed] == list(range(start + 1, start + total + 1))
     assert len({name for _, name in followed}) == total
 
@@ -464,7 +468,7 @@ def _check_reseal(store: Store, make_sealer: MakeSealer) -> None:
 
     _refused(ZeroDivisionError, lambda: store.reseal(new, fails))
     revision = store.revision()
-    store.reseal(new, lambda transaction: transaction.insert(KekRow(new.kek_id, "active", NOW_MS)))
+    store.reseal(new, lambda transaction: transaction.insert(KekRow(new.kek_id, "active", _NOW_MS)))
     assert store.revision() == revision + 1
     for row in sample_rows():
         assert _get(store, row) == msgspec.structs.replace(row, row_revision=revision + 1)

@@ -23,7 +23,17 @@ from sqlalchemy import event
 
 from .errors import StoreUnavailable, UnsafeStore
 
-__all__ = ["Database", "connect", "create_file"]
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "CREATION_LOCK",
+    "IDLE_IN_TRANSACTION_TIMEOUT_MS",
+    "POOL_SIZE",
+    "STATEMENT_TIMEOUT_MS",
+    "TCP_USER_TIMEOUT_MS",
+    "Database",
+    "connect",
+    "create_file",
+]
 
 CONNECT_TIMEOUT_S: Final = 5
 STATEMENT_TIMEOUT_MS: Final = 30_000

@@ -14,7 +14,7 @@ from .schema import sql_table
 from .sealing import Stored
 from .translation import translating
 
-__all__ = ["SqlBackend", "SqlRows"]
+__all__ = ["STREAM_ROWS", "SqlBackend", "SqlRows"]
 
 STREAM_ROWS: Final = 1000
 """How many rows are in memory at once while a table is streamed."""
@@ -75,9 +75,14 @@ def _fetch(table: Table[Any], lock: bool) -> sa.Select[Any]:
 
 
 @cache
-def _find(table: Table[Any], equal: tuple[str, ...], below: str | None) -> sa.Select[Any]:
+def _find(
+    table: Table[Any], equal: tuple[str, ...], absent: tuple[str, ...], below: str | None
+) -> sa.Select[Any]:
     columns = sql_table(table).c
-    selected = _select(table).where(*(columns[name] == sa.bindparam(name) for name in equal))
+    selected = _select(table).where(
+        *(columns[name] == sa.bindparam(name) for name in equal),
+        *(columns[name].is_(None) for name in absent),
+    )
     if below is not None:
         selected = selected.where(columns[below] < sa.bindparam("below"))
     return selected.order_by(*(columns[name] for name in table.key))
@@ -125,8 +130,9 @@ class SqlRows:
         limit: int | None = None,
     ) -> list[Stored]:
         """See `Rows.find`."""
-        selected = _find(table, tuple(equal), below and below[0])
-        parameters: dict[str, Value] = {**equal}
+        absent = tuple(name for name, value in equal.items() if value is None)
+        parameters = {name: value for name, value in equal.items() if value is not None}
+        selected = _find(table, tuple(parameters), absent, below[0] if below else None)
         if below is not None:
             parameters["below"] = below[1]
         if limit is not None:

@@ -56,7 +56,7 @@ from .rows import (
 from .sealing import RowSealer, RowSeals
 from .transaction import Reader, Transaction
 
-__all__ = ["FORMAT", "Bootstrap", "Changes", "Done", "Failed", "Result", "Store"]
+__all__ = ["FORMAT", "Bootstrap", "Changes", "Done", "Failed", "Result", "Store", "Work"]
 
 FORMAT: Final = 1
 """The format of sealed rows."""

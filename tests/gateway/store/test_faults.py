@@ -1,11 +1,13 @@
 """Databases that are busy, full, broken, killed: typed errors, and back to work afterwards."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from operator import methodcaller
 from pathlib import Path
 
 import psycopg
@@ -74,6 +76,35 @@ def test_a_writer_in_the_way_is_busy(impatient: Store) -> None:
         holder.join()
     impatient.write(_add("later"))
     assert _names(impatient) == ["later"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_two_gateways_hammer_one_name(request: pytest.FixtureRequest, kind: str) -> None:
+    """Of two that make, or change, the same row one wins; the other learns it."""
+    url: str = request.getfixturevalue(f"{kind}_url")
+    wins: list[tuple[str, str]] = []
+    together = threading.Barrier(2)
+
+    def hammer(gateway: str) -> None:
+        with closing(Store.create(url, deployment_id=b"d" * 16, created_at_ms=1)) as store:
+            for number in range(15):
+                together.wait()
+                with contextlib.suppress(Conflict):
+                    store.write(_add(str(number)))
+                    wins.append((f"{number} made", gateway))
+                together.wait()
+                row = store.read(methodcaller("get", AliasRow, str(number)))
+                together.wait()
+                with contextlib.suppress(Conflict):
+                    store.write(methodcaller("update", row))
+                    wins.append((f"{number} changed", gateway))
+
+    threads = [threading.Thread(target=hammer, args=(name,)) for name in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == len(dict(wins)) == 30
 
 
 def test_more_readers_than_connections_are_busy(impatient: Store) -> None:
