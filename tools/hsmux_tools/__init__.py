@@ -1,0 +1,1 @@
+"""The `hsmux` command and the tools around it."""
