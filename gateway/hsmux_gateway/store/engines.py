@@ -79,6 +79,7 @@ def connect(url: str, busy_timeout_s: float) -> Database:
 
     Raises:
         UnsafeStore: The URL names no supported database.
+        StoreUnavailable: The database's driver is not installed.
     """
     try:
         parsed = sa.make_url(url)
@@ -89,7 +90,13 @@ def connect(url: str, busy_timeout_s: float) -> Database:
         raise UnsafeStore(
             f"store.url begins with {parsed.drivername!r}: use sqlite:// or postgresql://"
         )
-    return make(parsed, busy_timeout_s)
+    try:
+        return make(parsed, busy_timeout_s)
+    except ImportError as error:
+        raise StoreUnavailable(
+            f"the driver of {parsed.drivername} is missing: "
+            "pip install 'hsmux-gateway[postgresql]'"
+        ) from error
 
 
 def _text(value: bytes) -> str:
@@ -221,6 +228,7 @@ def _postgresql(url: sa.URL, busy_timeout_s: float) -> Database:
             found = cursor.fetchone()
         connection.rollback()
         if "off" in found:
+            connection.close()
             raise UnsafeStore(
                 "PostgreSQL answers before a commit is on disk: set fsync and synchronous_commit "
                 "to on"

@@ -18,7 +18,7 @@ from typing import Any
 from .rows import TABLES, Key, Table, Value
 from .sealing import Stored
 
-__all__ = ["MemoryBackend"]
+__all__ = ["MemoryBackend", "MemoryRows"]
 
 _Tables = dict[str, dict[Key, Stored]]
 

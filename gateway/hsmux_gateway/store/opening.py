@@ -4,6 +4,9 @@ The version of a database is one row that Alembic writes in the transaction of e
 store is opened only when it is the version this program was made for. Making a store is one
 transaction too: the migrations, the deployment and the state, so there is never half of one.
 Alembic is loaded only when there is something to migrate: a start does not pay for it.
+
+Seals cover every column, so a migration that adds one to a table of sealed rows also has to seal
+those rows anew, in the same transaction and with the root at hand.
 """
 
 from collections.abc import Iterator, Sequence

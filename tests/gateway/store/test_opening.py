@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,12 @@ def test_other_urls_are_refused(wrong: str) -> None:
         Store.open(wrong)
     with pytest.raises(UnsafeStore, match=r"store\.url"):
         Store.create(wrong, deployment_id=b"d" * 16, created_at_ms=1)
+
+
+def test_a_missing_driver_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(StoreUnavailable, match=r"hsmux-gateway\[postgresql\]"):
+        Store.open("postgresql://127.0.0.1/x")
 
 
 def test_a_password_is_never_shown() -> None:
