@@ -52,12 +52,26 @@ hs_status hs_xaes_open(const uint8_t *key, const uint8_t *nonce, const uint8_t *
 hs_status hs_hmac_sha256(const uint8_t *key, size_t key_size, const uint8_t *message, size_t size,
                          uint8_t *mac);
 
+/* pkcs11.c: AES-GCM over the function list of an initialised PKCS#11 module. */
+#define HS_P11_NOT_STARTED 0xffffffff00000000ull /* an earlier item ended the column */
+#define HS_P11_BAD_OUTPUT 0xffffffff00000001ull  /* the module gave an output that cannot be */
+#define HS_P11_DEADLINE 0xffffffff00000002ull    /* the deadline passed before the item's turn */
+hs_status hs_p11_open(const char *path, void **list);
+uint64_t hs_p11_gcm_one(void *list, int encrypting, uint64_t session, uint64_t key,
+                        const uint8_t *iv, const uint8_t *aad, size_t aad_size,
+                        const uint8_t *input, size_t size, uint8_t *output, size_t *output_size);
+hs_status hs_p11_gcm(void *list, int encrypting, uint64_t session, uint64_t key,
+                     const uint8_t *ivs, const uint8_t *aads, size_t aads_size,
+                     const uint8_t *items, size_t items_size, uint64_t deadline_ns,
+                     uint8_t *outputs, size_t *outputs_size, uint64_t *codes);
+
 /* selftest.c */
 size_t hs_self_test_count(void);
 const char *hs_self_test_name(size_t index);
 hs_status hs_self_test(size_t index, int corrupt);
 
 /* arena.c: key memory. A slot is a number that names a place and how often it was used. */
+int hs_secret_fd(size_t size);
 hs_status hs_arena_create(size_t size, hs_arena **arena);
 void hs_arena_destroy(hs_arena *arena);
 const char *hs_arena_kind(const hs_arena *arena);

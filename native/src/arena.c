@@ -76,6 +76,19 @@ uint64_t hs_now_s(void)
     return (uint64_t)now.tv_sec;
 }
 
+/* Memory that two processes share by a descriptor and nobody else can read. */
+int hs_secret_fd(size_t size)
+{
+    int fd = (int)syscall(SYS_MEMFD_SECRET, 0);
+    if (fd < 0)
+        fd = memfd_create("hsmux", 0);
+    if (fd >= 0 && ftruncate(fd, (off_t)size) != 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
 static int map_secret(hs_arena *arena, uint8_t *at)
 {
 #ifdef HSMUX_NO_MEMFD_SECRET
