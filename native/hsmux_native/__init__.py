@@ -11,8 +11,10 @@ At import the module chooses libipsec-mb or OpenSSL, whichever passes its known-
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from . import _native
 from ._native import ffi, lib
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "InvalidTag",
     "NativeError",
     "SelfTestFailed",
+    "adapter_path",
     "backend",
     "gcm_open",
     "gcm_seal",
@@ -515,6 +518,22 @@ class Arena:
         data = _bytes(message)
         _check(lib.hs_slot_hmac_sha256(self._arena, slot, data, len(data), output))
         return _taken(output, 32)
+
+
+def adapter_path(*, faults: bool = False) -> str:
+    """The PKCS#11 adapter module, for `HSMUX_ADAPTER_MODULE` to name the vendor's.
+
+    Args:
+        faults: The build that injects faults; see docs/fault-injection.md.
+
+    Raises:
+        FileNotFoundError: It was not built.
+    """
+    name = "libhsmux_adapter_faults.so" if faults else "libhsmux_adapter.so"
+    path = Path(_native.__file__).parent / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: install hsmux-gateway again")
+    return str(path)
 
 
 def _select_backend() -> None:

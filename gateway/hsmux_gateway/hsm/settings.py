@@ -1,5 +1,7 @@
 """How one token is reached and how much it may be asked."""
 
+import os
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -33,3 +35,9 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     workers: int = 2
     queue_items_max: int = QUEUE_ITEMS_MAX
+
+    def pin_path(self) -> Path:
+        """Where the PIN is read."""
+        if self.pin_file:
+            return Path(self.pin_file)
+        return Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / self.pin_credential
