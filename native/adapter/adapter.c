@@ -15,7 +15,7 @@
  *   answer CKR_GENERAL_ERROR.
  *
  * Calls go through `real`, a copy of the vendor's list in which C_Initialize, C_Finalize and
- * C_GetFunctionList are ours; so the table in functions.h needs no exceptions. Once loaded, the
+ * C_GetFunctionList are ours; so the table in hsmux_pkcs11.h needs no exceptions. Once loaded, the
  * adapter stays (it is linked with nodelete) and serves that one module until the process ends.
  *
  * Built with HSMUX_FAULTS the same functions ask faults.c before and after each call. */
@@ -23,6 +23,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,6 +33,7 @@
 #include "adapter.h"
 #ifdef HSMUX_FAULTS
 #include "faults.h"
+#include "roles.h"
 #endif
 
 enum { PATH_SIZE = 4096, LINE_SIZE = 1024 };
@@ -71,15 +73,18 @@ static void set_initialised(int value)
     atomic_store(&initialised, value);
 }
 
+/* NSS's structure serves every module: where the standard's has pReserved, it has
+ * LibraryParameters, and behind that one more pointer, read by NSS alone, which must be NULL. */
 static CK_RV initialise(void *arguments)
 {
     const CK_C_INITIALIZE_ARGS *given = arguments;
-    CK_C_INITIALIZE_ARGS own = {.flags = CKF_OS_LOCKING_OK,
-                                .parameters = getenv("HSMUX_ADAPTER_PARAMETERS")};
+    const char *parameters = getenv("HSMUX_ADAPTER_PARAMETERS");
+    CK_NSS_C_INITIALIZE_ARGS own = {.flags = CKF_OS_LOCKING_OK,
+                                    .LibraryParameters = (CK_CHAR **)(uintptr_t)parameters};
     if (given != NULL) {
         own.flags |= given->flags & CKF_LIBRARY_CANT_CREATE_OS_THREADS;
-        if (own.parameters == NULL)
-            own.parameters = given->parameters;
+        if (parameters == NULL)
+            own.LibraryParameters = given->pReserved;
     }
     CK_RV code = vendor->C_Initialize(&own);
     if (code == CKR_OK)
@@ -96,10 +101,10 @@ static CK_RV finalise(void *reserved)
 }
 
 #ifdef HSMUX_FAULTS
-#define FUNCTION(name, parameters, arguments, ...)                                               \
+#define FUNCTION(name, parameters, arguments)                                                    \
     static CK_RV adapter_##name parameters                                                       \
     {                                                                                            \
-        call this = {.function = F_##name, __VA_ARGS__};                                         \
+        call this = {.function = F_##name, ROLES_##name};                                         \
         CK_RV code;                                                                              \
         if (is_forked())                                                                         \
             return CKR_CRYPTOKI_NOT_INITIALIZED;                                                 \
@@ -111,7 +116,7 @@ static CK_RV finalise(void *reserved)
         return faults_leave(&this, code);                                                        \
     }
 #else
-#define FUNCTION(name, parameters, arguments, ...)                                               \
+#define FUNCTION(name, parameters, arguments)                                                    \
     static CK_RV adapter_##name parameters                                                       \
     {                                                                                            \
         if (is_forked())                                                                         \
@@ -121,13 +126,13 @@ static CK_RV finalise(void *reserved)
         return adapter_real.name arguments;                                                      \
     }
 #endif
-FUNCTIONS(FUNCTION)
+HSMUX_P11_FUNCTIONS(FUNCTION)
 #undef FUNCTION
 
 static CK_FUNCTION_LIST adapter_list = {
     .version = {2, 40},
-#define FUNCTION(name, parameters, arguments, ...) .name = adapter_##name,
-    FUNCTIONS(FUNCTION)
+#define FUNCTION(name, parameters, arguments) .name = adapter_##name,
+    HSMUX_P11_FUNCTIONS(FUNCTION)
 #undef FUNCTION
 };
 
