@@ -15,7 +15,7 @@
  *   answer CKR_GENERAL_ERROR.
  *
  * Calls go through `real`, a copy of the vendor's list in which C_Initialize, C_Finalize and
- * C_GetFunctionList are ours; so the table in hsmux_pkcs11.h needs no exceptions. Once loaded, the
+ * C_GetFunctionList are ours; so the table in pkcs11.h needs no exceptions. Once loaded, the
  * adapter stays (it is linked with nodelete) and serves that one module until the process ends.
  *
  * Built with HSMUX_FAULTS the same functions ask faults.c before and after each call. */

@@ -4,7 +4,7 @@
 
 #include <stddef.h>
 
-#include "hsmux_pkcs11.h"
+#include "pkcs11.h"
 
 /* The vendor's functions, with C_Initialize and C_Finalize ours. */
 extern CK_FUNCTION_LIST adapter_real;

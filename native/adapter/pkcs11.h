@@ -1,4 +1,4 @@
-/* PKCS#11 v2.40: the part of Cryptoki that the adapter uses.
+/* PKCS#11 v2.40: the part of Cryptoki that hsmux uses.
  *
  * Written from the OASIS standard "PKCS #11 Cryptographic Token Interface Base Specification
  * Version 2.40" (names, order of the function list, layout) and "Current Mechanisms Specification
