@@ -6,17 +6,51 @@ command's.
 
 import os
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import trio
 
 from .config import load_config
-from .daemon import Addresses, log_to, run_init, run_serve
-from .dev import run_dev
+from .daemon import Addresses, log_to, run_init, run_serve, token_settings
+from .dev import dev_gateway
 from .errors import OperatorError
+from .hsm.errors import TokenError
+from .hsm.settings import TokenSettings
 from .initialise import Initialised
+from .instance import Instance
 
-__all__ = ["check_config", "dev", "init", "serve"]
+__all__ = [
+    "check_config",
+    "dev",
+    "hsm_clear_pin",
+    "hsm_init_token",
+    "hsm_probe",
+    "init",
+    "serve",
+]
+
+
+T = TypeVar("T")
+
+
+def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Run a Trio program; an OperatorError out of its depths comes out as itself.
+
+    Nurseries wrap what they raise in groups; the first OperatorError in one is the reason.
+    """
+    failures: list[OperatorError] = []
+    try:
+        return trio.run(main, *arguments)
+    except* OperatorError as group:
+        failures.append(_first(group))
+    raise failures[0]
+
+
+def _first(group: BaseExceptionGroup[OperatorError]) -> OperatorError:
+    error = group.exceptions[0]
+    return error if isinstance(error, OperatorError) else _first(error)
 
 
 def init(config: Path) -> Initialised:
@@ -26,7 +60,7 @@ def init(config: Path) -> Initialised:
         Where the first administrator's client key is.
     """
     log_to(sys.stderr)
-    return trio.run(run_init, load_config(config))
+    return _run(run_init, load_config(config))
 
 
 def serve(config: Path) -> None:
@@ -42,7 +76,7 @@ def serve(config: Path) -> None:
     async def main() -> None:
         await run_serve(checked, ready=ready, log_requests=sys.stderr.fileno())
 
-    trio.run(main)
+    _run(main)
 
 
 def check_config(config: Path) -> None:
@@ -58,4 +92,47 @@ def check_config(config: Path) -> None:
 
 def dev(state: Path | None, port: int) -> None:
     """Run a development gateway until a signal."""
-    run_dev(state, port)
+    with dev_gateway(state, port) as main:
+        _run(main)
+
+
+def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
+    """Try what a token can do, and show it; nothing is left behind in it."""
+    from .hsm.probe import probe
+
+    name, settings, instance = _token_of(config, token)
+    found = _run(probe, settings, instance)
+    return {"token": name, **found}
+
+
+def hsm_init_token(config: Path, token: str | None) -> str:
+    """Make the token that the configuration names, with the PIN in its PIN file."""
+    from .hsm.initialise_token import initialise_token
+
+    name, settings, _ = _token_of(config, token)
+    try:
+        initialise_token(settings)
+    except TokenError as error:
+        raise OperatorError(f"token {name}: {error}") from None
+    return f"token {name} is initialised"
+
+
+def hsm_clear_pin(config: Path, token: str | None) -> str:
+    """Forget that a PIN was refused, so that the next start tries it once more."""
+    from .hsm.pin import PinMarks
+
+    name, _, instance = _token_of(config, token)
+    with Instance(instance.parent):
+        count = PinMarks(instance, name).clear()
+    return f"token {name}: {count} PIN mark(s) cleared; the next start tries the PIN once"
+
+
+def _token_of(config: Path, token: str | None) -> tuple[str, TokenSettings, Path]:
+    """The token an operator means: the named one, or the only one."""
+    checked = load_config(config)
+    name = token or (next(iter(checked.hsm)) if len(checked.hsm) == 1 else "")
+    if name not in checked.hsm:
+        known = ", ".join(sorted(checked.hsm)) or "none"
+        raise OperatorError(f"name one of the configured tokens with --token: {known}", exit_code=2)
+    directory = Path(checked.instance_dir) / "hsm"
+    return name, token_settings(name, checked.hsm[name]), directory

@@ -59,7 +59,7 @@ from .store import StoreError, StoreWriter
 from .store.store import Store
 from .tls import make_server_context
 
-__all__ = ["Addresses", "Foundation", "log_to", "run_init", "run_serve"]
+__all__ = ["Addresses", "Foundation", "log_to", "run_init", "run_serve", "token_settings"]
 
 log = structlog.get_logger("hsmux.daemon")
 
@@ -98,7 +98,8 @@ def _create_store(url: str) -> Store:
     )
 
 
-def _token_settings(name: str, hsm: Hsm) -> TokenSettings:
+def token_settings(name: str, hsm: Hsm) -> TokenSettings:
+    """What the HSM layer needs to know of a configured token."""
     return TokenSettings(
         name=name,
         module=hsm.module,
@@ -133,7 +134,7 @@ async def _open_tokens(
     async with AsyncExitStack() as stack:
         tokens: dict[str, Token] = {}
         for name, hsm in config.hsm.items():
-            settings = _token_settings(name, hsm)
+            settings = token_settings(name, hsm)
             try:
                 opened = open_token(settings, arena, instance.hsm)
                 tokens[name] = await stack.enter_async_context(opened)

@@ -14,11 +14,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
-
-import trio
 
 from hsmux.profiles import Profile, save_profile
 
@@ -28,7 +26,7 @@ from .errors import OperatorError
 from .initialise import initialise
 from .instance import write_file
 
-__all__ = ["PROFILE", "run_dev"]
+__all__ = ["PROFILE", "dev_gateway", "find_softhsm"]
 
 PROFILE: Final = "dev"
 """The profile that points to the development gateway."""
@@ -136,8 +134,9 @@ def _announce(state: Path, instance: Path, addresses: Addresses) -> None:
     )
 
 
-def run_dev(state: Path | None, port: int) -> None:
-    """Run a development gateway until a signal.
+@contextlib.contextmanager
+def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitable[None]]]:
+    """A development gateway's Trio program, and the state directory it needs around it.
 
     Args:
         state: Keep everything here and go on with it next time; None: a temporary directory.
@@ -164,4 +163,4 @@ def run_dev(state: Path | None, port: int) -> None:
                 log_requests=log.fileno(),
             )
 
-        trio.run(main)
+        yield main

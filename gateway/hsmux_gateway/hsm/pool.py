@@ -71,7 +71,7 @@ KILL_S: Final[dict[str, float]] = {
 KILL_DEFAULT_S: Final = 5.0
 
 REAP_PAUSES_S: Final = tuple(0.002 * 1.4**step for step in range(14)) * 2
-"""Seconds between looks whether a worker has ended: half a second by itself, as long when killed."""
+"""Seconds between looks whether a worker has ended: half a second by itself, half killed."""
 
 KEY_SIZE: Final = 32
 """Bytes of the key that goes through a worker's page."""
@@ -285,8 +285,9 @@ class PoolToken:
             **os.environ,
             **settings.environment,
             "HSMUX_ADAPTER_MODULE": settings.module,
-            "HSMUX_ADAPTER_PARAMETERS": settings.parameters,
         }
+        if settings.parameters:
+            environment["HSMUX_ADAPTER_PARAMETERS"] = settings.parameters
         command = [
             sys.executable,
             "-m",
@@ -593,7 +594,7 @@ class PoolToken:
     ) -> bytes:
         """Seal the key in an arena slot under a root key, through the shared page."""
         hooks = _PageHooks(
-            before=lambda page: self._arena.store(slot, page.view), after=lambda page, value: value
+            before=lambda page: self._arena.store(slot, memoryview(page.view)), after=lambda page, value: value
         )
         arguments = [associated_data, KEY_SIZE]
         sealed: bytes = await self._through_page("seal_page", root, arguments, deadline, hooks)

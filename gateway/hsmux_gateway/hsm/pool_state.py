@@ -23,8 +23,8 @@ Hanging. A worker whose running job takes longer than the job's `kill_s` is kill
 death. A caller's own deadline does not wait for it.
 
 Breaker. Failures of the device (deaths, failed starts, device codes) in a row open it; any success
-closes it. While it is open everybody is told Unavailable at once. Half-open is a worker that starts:
-it logs in and sings its canary before it is ready, and ready closes the breaker.
+closes it. While it is open everybody is told Unavailable at once. Half-open is a worker that
+starts: it logs in and sings its canary before it is ready, and ready closes the breaker.
 """
 
 from collections import OrderedDict, deque

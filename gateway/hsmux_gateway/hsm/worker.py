@@ -108,6 +108,10 @@ class Worker:
         self._token = found[0]
         self.manufacturer = str(self._token.manufacturer_id).strip("\0 ")
         self.login_epoch = 0
+        # python-pkcs11's annotations leave out the handles of sessions and keys.
+        self._login_session: Any = None
+        self._work: Any = None
+        self._canary: Any = None
         self._handles: dict[tuple[bytes, str], Any] = {}
         self._proven: set[bytes] = set()
 
@@ -314,7 +318,7 @@ class Worker:
 
     def _generate_secret(self, spec: str, cka_id: bytes, role: str) -> bytes:
         with self._translated("generate"):
-            key = self._work.generate_key(
+            key: Any = self._work.generate_key(
                 KeyType.AES,
                 SPECS[spec].size_bits,
                 id=cka_id,
@@ -343,7 +347,7 @@ class Worker:
 
     def _generate_pair(self, spec: str, cka_id: bytes) -> bytes:
         private = dict(REQUIRED)
-        names = {"id": cka_id, "label": "hsmux key", "store": True}
+        names: dict[str, Any] = {"id": cka_id, "label": "hsmux key", "store": True}
         flags = MechanismFlag.SIGN | MechanismFlag.VERIFY
         with self._translated("generate"):
             if spec in CURVES:

@@ -170,12 +170,9 @@ class HardwareCipher:
         token, hsm_key = self._hsm_keys.find(key.row.spec, key.version)
         count = int.from_bytes(plaintexts[:4], "big")
         await self._counters.take(key.row.key_id, key.version.version, count)
-        result = await token.encrypt(
-            hsm_key,
-            plaintexts,
-            context_column(key.header, contexts),
-            deadline=deadline,
-            tenant=tenant,
+        data = context_column(key.header, contexts)
+        result = await self._hsm_keys.ask(
+            lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
         )
         outputs = unpack_column(result.outputs)
         header = key.header
@@ -198,12 +195,9 @@ class HardwareCipher:
         # An item with another header would open under other associated data only, which it does
         # not have: cut to nothing, it is refused by the token like every wrong tag.
         sealed = [item[HEADER_SIZE:] if item.startswith(header) else b"" for item in items]
-        result = await token.decrypt(
-            hsm_key,
-            pack_column(sealed),
-            context_column(header, contexts),
-            deadline=deadline,
-            tenant=tenant,
+        data, column = context_column(header, contexts), pack_column(sealed)
+        result = await self._hsm_keys.ask(
+            lambda: token.decrypt(hsm_key, column, data, deadline=deadline, tenant=tenant)
         )
         return result.outputs, result.statuses
 

@@ -8,6 +8,7 @@ single request on one takes the short way through `SoftwareCipher`'s `*_one` fun
 import os
 from typing import Any, Final
 
+import structlog
 import trio
 
 from hsmux_protocol.columns import (
@@ -18,8 +19,15 @@ from hsmux_protocol.columns import (
     unpack_column,
 )
 from hsmux_protocol.envelope import HEADER_SIZE, Header, parse_header
-from hsmux_protocol.errors import InvalidArgument, InvalidCiphertext, NotFound, WrongState
-from hsmux_protocol.keys import KEY_SPECS, Algorithm
+from hsmux_protocol.errors import (
+    InternalError,
+    InvalidArgument,
+    InvalidCiphertext,
+    InvalidSignature,
+    NotFound,
+    WrongState,
+)
+from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS, Algorithm
 from hsmux_protocol.references import KeyReference, format_key_id
 
 from ..call import Call
@@ -47,6 +55,8 @@ from .material import Materials
 from .signing import check_algorithm, der_from_raw, digest_of, sign_with, verify_with
 
 __all__ = ["CryptographyService"]
+
+log = structlog.get_logger("hsmux.keys")
 
 INLINE: Final = frozenset({"encrypt", "decrypt", "encrypt_batch", "decrypt_batch"})
 """Operations that wait for nothing when the key is software-protected."""
@@ -279,8 +289,36 @@ class CryptographyService:
                 tenant=call.principal.access_point_id,
             )
         )
+        await self._check_signature(row, version, algorithm, digest, signature)
         is_der = algorithm.scheme == "ECDSA" and not algorithm.raw
         return der_from_raw(signature) if is_der else signature
+
+    async def _check_signature(
+        self,
+        row: KeyRow,
+        version: KeyVersionRow,
+        algorithm: Algorithm,
+        digest: bytes,
+        signature: bytes,
+    ) -> None:
+        """Verify what a token signed: a flipped bit or another key never leaves the gateway."""
+        verified = ALGORITHMS.get(f"{algorithm.name}_RAW", algorithm)
+        try:
+            await trio.to_thread.run_sync(
+                verify_with,
+                version.public_key,
+                verified,
+                digest,
+                signature,
+                limiter=self._signers,
+            )
+        except InvalidSignature:
+            log.critical(
+                "a token made a wrong signature",
+                key=format_key_id(row.key_id),
+                token=version.token,
+            )
+            raise InternalError("the token made a wrong signature; ask the operator") from None
 
     async def verify(
         self,
