@@ -33,6 +33,7 @@ __all__ = [
 
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -48,9 +49,10 @@ def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     raise failures[0]
 
 
-def _first(group: BaseExceptionGroup[OperatorError]) -> OperatorError:
+def _first(group: BaseExceptionGroup[E]) -> E:
+    """The first exception in the depths of a group."""
     error = group.exceptions[0]
-    return error if isinstance(error, OperatorError) else _first(error)
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def init(config: Path) -> Initialised:
@@ -101,7 +103,10 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     from .hsm.probe import probe
 
     name, settings, instance = _token_of(config, token)
-    found = _run(probe, settings, instance)
+    try:
+        found = _run(probe, settings, instance)
+    except* TokenError as group:
+        raise OperatorError(f"token {name}: {_first(group)}") from None
     return {"token": name, **found}
 
 
@@ -111,10 +116,10 @@ def hsm_init_token(config: Path, token: str | None) -> str:
 
     name, settings, _ = _token_of(config, token)
     try:
-        initialise_token(settings)
+        officer = initialise_token(settings)
     except TokenError as error:
         raise OperatorError(f"token {name}: {error}") from None
-    return f"token {name} is initialised"
+    return f"token {name} is initialised; the security officer's PIN is in {officer}: keep it safe"
 
 
 def hsm_clear_pin(config: Path, token: str | None) -> str:

@@ -7,6 +7,7 @@ import struct
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import pytest
@@ -23,7 +24,7 @@ TIMEOUT_S = 15.0
 
 
 def _frame(value: object) -> bytes:
-    body = msgpack.packb(value)
+    body: bytes = msgpack.packb(value)
     return struct.pack(">I", len(body)) + body
 
 
@@ -95,7 +96,7 @@ def test_another_version_is_refused(gateway: Running, context: ssl.SSLContext) -
         assert isinstance(frame, Error) and "version" in frame.text
 
 
-ARGUMENTS = {
+ARGUMENTS: dict[str, tuple[int, list[Any], dict[str, Any], type[errors.HsmuxError]]] = {
     "unknown operation": (60000, [], {}, errors.ProtocolError),
     "too few arguments": (1, ["alias/a"], {}, errors.InvalidArgument),
     "wrong type": (1, [5, {}, b""], {}, errors.InvalidArgument),
@@ -327,8 +328,9 @@ def test_the_gateway_says_goaway_and_answers_what_is_open(own_config: Path) -> N
 
     with running_gateway(own_config) as running:
         with connect(running.address, client_context(running.administrator)) as raw:
-            key = ("RSA_4096", "SIGN_VERIFY", "software", None, "alias/rsa", "", {})
-            open_id = raw.request("create_key", *key)
+            open_id = raw.request(
+                "create_key", "RSA_4096", "SIGN_VERIFY", "software", None, "alias/rsa", "", {}
+            )
             raw.tls.sendall(raw.protocol.send(Ping(1)))
             assert raw.receive() == Pong(1)
             running.process.terminate()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,15 @@ ROUNDS = [
 
 
 def test_keys_made_before_a_restart_decrypt_after_it(own_config: Path) -> None:
-    key = ("AES_256", "ENCRYPT_DECRYPT", "software", None, "alias/kept", "", {})
+    key: tuple[Any, ...] = (
+        "AES_256",
+        "ENCRYPT_DECRYPT",
+        "software",
+        None,
+        "alias/kept",
+        "",
+        {},
+    )
     with running_gateway(own_config) as running:
         with connect(running.address, client_context(running.administrator)) as client:
             client.call("create_key", *key)
@@ -48,7 +57,7 @@ def test_a_second_gateway_on_the_same_directory_is_refused(
 
 def _make_keys(address: str, context: ssl.SSLContext, acknowledged: list[bytes]) -> None:
     """Create keys until the gateway is gone, noting each that was acknowledged."""
-    key = ("AES_256", "ENCRYPT_DECRYPT", "software", None, None, "", {})
+    key: tuple[Any, ...] = ("AES_256", "ENCRYPT_DECRYPT", "software", None, None, "", {})
     try:
         with connect(address, context) as client:
             while True:

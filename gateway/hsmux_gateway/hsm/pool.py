@@ -379,8 +379,8 @@ class PoolToken:
             )
         )
         self._refuse(
-            f"{text}; nobody tries it again: put the right PIN into {self._settings.pin_path()}, or "
-            f"run `hsmux hsm clear-pin --token {self.name}` once the token accepts it"
+            f"{text}; nobody tries it again: put the right PIN into {self._settings.pin_path()}, "
+            f"or run `hsmux hsm clear-pin --token {self.name}` once the token accepts it"
         )
 
     def _refuse(self, text: str) -> None:
@@ -594,7 +594,8 @@ class PoolToken:
     ) -> bytes:
         """Seal the key in an arena slot under a root key, through the shared page."""
         hooks = _PageHooks(
-            before=lambda page: self._arena.store(slot, memoryview(page.view)), after=lambda page, value: value
+            before=lambda page: self._arena.store(slot, memoryview(page.view)),
+            after=lambda page, value: value,
         )
         arguments = [associated_data, KEY_SIZE]
         sealed: bytes = await self._through_page("seal_page", root, arguments, deadline, hooks)

@@ -113,7 +113,7 @@ class Worker:
         self._work: Any = None
         self._canary: Any = None
         self._handles: dict[tuple[bytes, str], Any] = {}
-        self._proven: set[bytes] = set()
+        self._proven: dict[bytes, bytes] = {}
 
     def facts(self) -> dict[str, Any]:
         """What the daemon wants to know before anybody logs in."""
@@ -220,14 +220,14 @@ class Worker:
     def _secret_key(self, cka_id: bytes, spec: str, proof: bytes) -> Any:
         """A symmetric key that has proven to be the one its proof was made with."""
         key = self._find(cka_id, ObjectClass.SECRET_KEY, spec)
-        if cka_id in self._proven:
+        if self._proven.get(cka_id) == proof:
             return key
         challenge, sealed = proof[:CHALLENGE_SIZE], proof[CHALLENGE_SIZE:]
         opened, codes = self._loop.gcm(
             self._work.handle, key.handle, _column(sealed), _column(cka_id), encrypting=False
         )
         if codes[0] == 0 and len(challenge) == CHALLENGE_SIZE and _only(opened) == challenge:
-            self._proven.add(cka_id)
+            self._proven[cka_id] = proof
             return key
         kind = "caller" if codes[0] == 0 else self._class_of(codes[0], "decrypt")
         if kind in ("caller", "suspect") and self._canary_sings():
@@ -388,7 +388,7 @@ class Worker:
                 found.destroy()
         for name in [name for name in self._handles if name[0] == cka_id]:
             del self._handles[name]
-        self._proven.discard(cka_id)
+        self._proven.pop(cka_id, None)
         return len(objects)
 
     def list_objects(self) -> list[list[Any]]:

@@ -74,9 +74,7 @@ def seal_store(store: Store, sealer: RowSealer) -> None:
     """What the end of `init` does to a bare store, with a root that opens nothing."""
 
     def establish(transaction: Transaction) -> None:
-        transaction.insert(
-            RootRow(_ROOT, "hsm", "token", b"c" * 16, b"proof", "active", _NOW_MS)
-        )
+        transaction.insert(RootRow(_ROOT, "hsm", "token", b"c" * 16, b"proof", "active", _NOW_MS))
         transaction.insert(KekRow(sealer.kek_id, "active", _NOW_MS))
         transaction.insert(KekSealRow(sealer.kek_id, _ROOT, b"sealed kek"))
 
@@ -301,8 +299,7 @@ def _check_purge(store: Store, make_sealer: MakeSealer) -> None:
     now_ms = _NOW_MS + IDEMPOTENCY_KEPT_MS
     assert store.write(lambda transaction: transaction.purge_idempotency(now_ms)) == 0
     purged = [
-        store.write(lambda transaction: transaction.purge_idempotency(now_ms + 1))
-        for _ in range(3)
+        store.write(lambda transaction: transaction.purge_idempotency(now_ms + 1)) for _ in range(3)
     ]
     assert purged == [PURGE_STEP, 3, 0]
     left = store.read(lambda reader: reader.select(IdempotencyRow))

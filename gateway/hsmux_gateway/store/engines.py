@@ -94,8 +94,7 @@ def connect(url: str, busy_timeout_s: float) -> Database:
         return make(parsed, busy_timeout_s)
     except ImportError as error:
         raise StoreUnavailable(
-            f"the driver of {parsed.drivername} is missing: "
-            "pip install 'hsmux-gateway[postgresql]'"
+            f"the driver of {parsed.drivername} is missing: pip install 'hsmux-gateway[postgresql]'"
         ) from error
 
 

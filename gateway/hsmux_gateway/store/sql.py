@@ -98,9 +98,7 @@ def _update(table: Table[Any]) -> sa.Update:
     columns = sql_table(table).c
     where = [columns[name] == sa.bindparam(f"old_{name}") for name in (*table.key, "row_revision")]
     others = [c.name for c in columns if c.name not in table.key]
-    return (
-        sql_table(table).update().where(*where).values({n: sa.bindparam(n) for n in others})
-    )
+    return sql_table(table).update().where(*where).values({n: sa.bindparam(n) for n in others})
 
 
 @cache
@@ -147,9 +145,9 @@ class SqlRows:
             selected = selected.where(sql_table(table).c.row_revision > since_revision)
         with translating():
             options = {"stream_results": True, "max_row_buffer": STREAM_ROWS}
-            for part in self._connection.execute(
-                selected, execution_options=options
-            ).partitions(STREAM_ROWS):
+            for part in self._connection.execute(selected, execution_options=options).partitions(
+                STREAM_ROWS
+            ):
                 yield from map(tuple, part)
 
     def insert(self, table: Table[Any], stored: Stored) -> None:

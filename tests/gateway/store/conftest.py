@@ -39,9 +39,7 @@ def created() -> Iterator[Callable[[str], Store]]:
 
 
 @pytest.fixture(params=["memory", "sqlite", "postgresql"])
-def bare_store(
-    request: pytest.FixtureRequest, created: Callable[[str], Store]
-) -> Store:
+def bare_store(request: pytest.FixtureRequest, created: Callable[[str], Store]) -> Store:
     """A bare store in each kind of database."""
     if request.param == "memory":
         return Store.in_memory(deployment_id=DEPLOYMENT_ID, created_at_ms=CREATED_AT_MS)

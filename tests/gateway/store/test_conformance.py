@@ -39,9 +39,7 @@ def _insert_no_aliases(self: MemoryRows, table: Table[Any], stored: Stored) -> N
         INSERT(self, table, stored)
 
 
-def _replace_always(
-    self: MemoryRows, table: Table[Any], stored: Stored, row_revision: int
-) -> bool:
+def _replace_always(self: MemoryRows, table: Table[Any], stored: Stored, row_revision: int) -> bool:
     before = self.fetch(table, stored[: len(table.key)])
     return before is not None and REPLACE(self, table, stored, before[-3])
 

@@ -181,9 +181,7 @@ def test_a_broken_file_sticks(sqlite_url: str, created: Created, tmp_path: Path)
     store.close()
 
 
-def test_a_removed_file_is_unavailable(
-    sqlite_url: str, created: Created, tmp_path: Path
-) -> None:
+def test_a_removed_file_is_unavailable(sqlite_url: str, created: Created, tmp_path: Path) -> None:
     created(sqlite_url).close()
     (tmp_path / "store.db").rename(tmp_path / "away.db")
     with pytest.raises(StoreUnavailable, match="hsmux init"):

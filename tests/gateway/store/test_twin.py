@@ -77,9 +77,7 @@ def _once(draw: st.DrawFn) -> Work:
     def work(transaction: Transaction) -> bytes | None:
         known = transaction.recall(access_point_id, "o", b"t", arguments)
         if known is None:
-            transaction.remember(
-                access_point_id, "o", b"t", arguments, b"answer", now_ms=now_ms
-            )
+            transaction.remember(access_point_id, "o", b"t", arguments, b"answer", now_ms=now_ms)
         return known
 
     return work

@@ -61,9 +61,7 @@ def _reference(table: str, column: str, other: str) -> sa.ForeignKeyConstraint:
     return sa.ForeignKeyConstraint([column], [f"{other}.{column}"], name=name)
 
 
-def _column(
-    name: str, kind: sa.types.TypeEngine[Any], nullable: bool = False
-) -> sa.Column[Any]:
+def _column(name: str, kind: sa.types.TypeEngine[Any], nullable: bool = False) -> sa.Column[Any]:
     return sa.Column(name, kind, nullable=nullable, autoincrement=False)
 
 
