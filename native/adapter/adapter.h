@@ -6,6 +6,11 @@
 
 #include "pkcs11.h"
 
+/* F_C_Initialize is 0: the functions' places in CK_FUNCTION_LIST. */
+#define FUNCTION(name, parameters, arguments) F_##name,
+enum { HSMUX_P11_FUNCTIONS(FUNCTION) };
+#undef FUNCTION
+
 /* The vendor's functions, with C_Initialize and C_Finalize ours. */
 extern CK_FUNCTION_LIST adapter_real;
 
