@@ -1,0 +1,175 @@
+"""`hsmux access-point create|list` and `client-key create|list|revoke`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hsmux_protocol.operations import VALIDITY_DAYS_MAX
+
+from ..failure import EXIT_FAILED, EXIT_USAGE, Failure
+from ..output import record_of, show_list, show_record, talk, write_file
+from ..settings import FILE, Settings, verb
+from ..source import read_input
+from .connection import connect
+
+if TYPE_CHECKING:
+    from hsmux import IssuedClientKey
+
+__all__ = [
+    "create_access_point",
+    "create_client_key",
+    "list_access_points",
+    "list_client_keys",
+    "revoke_client_key",
+]
+
+ACCESS_POINT_COLUMNS: Final = ("access_point_id", "name", "state", "created_at", "description")
+CLIENT_KEY_COLUMNS: Final = ("client_key_id", "access_point", "state", "not_after", "serial")
+CSR_SIZE_MAX: Final = 16384
+VALIDITY_DAYS_DEFAULT: Final = 90
+
+
+@verb("create", "hsmux access-point create billing --description 'invoices'")
+@click.argument("name", metavar="NAME")
+@click.option("--description", default="", metavar="TEXT")
+@click.pass_obj
+def create_access_point(settings: Settings, name: str, description: str) -> None:
+    """Make an access point.
+
+    It is the identity of one application; client keys are issued to it.
+    """
+    with connect(settings) as client:
+        made = client.create_access_point(
+            name, description=description, timeout_s=settings.timeout_s
+        )
+    show_record(record_of(made), settings)
+
+
+@verb("list", "hsmux access-point list", "hsmux access-point list --field name")
+@click.pass_obj
+def list_access_points(settings: Settings) -> None:
+    """List access points."""
+    with connect(settings) as client:
+        records = [
+            record_of(item) for item in client.list_access_points(timeout_s=settings.timeout_s)
+        ]
+    show_list(records, ACCESS_POINT_COLUMNS, settings)
+
+
+@verb(
+    "create",
+    "hsmux client-key create --access-point billing --out billing --profile-name billing",
+    "hsmux client-key create --access-point billing --csr billing.csr --out billing",
+)
+@click.option("--access-point", required=True, metavar="NAME", help="Whom it is issued to.")
+@click.option(
+    "--csr",
+    type=FILE,
+    metavar="FILE",
+    help="A PKCS#10 request; without one the gateway makes the private key and keeps no copy.",
+)
+@click.option(
+    "--validity-days",
+    type=click.IntRange(1, VALIDITY_DAYS_MAX),
+    default=VALIDITY_DAYS_DEFAULT,
+    show_default=True,
+    metavar="DAYS",
+)
+@click.option(
+    "--out", "prefix", required=True, type=FILE, metavar="PREFIX", help="Begin of the file names."
+)
+@click.option("--profile-name", metavar="NAME", help="Save a profile that uses it.")
+@click.pass_obj
+def create_client_key(
+    settings: Settings,
+    access_point: str,
+    csr: str | None,
+    validity_days: int,
+    prefix: str,
+    profile_name: str | None,
+) -> None:
+    """Issue a client key.
+
+    Writes PREFIX.pem, PREFIX.key (for its owner only; not with --csr) and PREFIX-ca.pem. The
+    profile has the addresses of the one in use, and with --csr takes the private key from
+    PREFIX.key.
+    """
+    request = None
+    if csr is not None:
+        request = read_input(csr, CSR_SIZE_MAX, "this is not a PKCS#10 request")
+    paths = _free_paths(prefix, with_key=csr is None)
+    with connect(settings) as client:
+        issued = client.create_client_key(
+            access_point, csr=request, validity_days=validity_days, timeout_s=settings.timeout_s
+        )
+    try:
+        _write_files(paths, issued)
+    except OSError as error:
+        raise Failure(
+            f"{error.filename or prefix}: {error.strerror}; the client key was issued but is not "
+            f"saved: run `hsmux client-key revoke {issued.client_key.client_key_id}` and try again",
+            EXIT_FAILED,
+        ) from None
+    if profile_name is not None:
+        _add_profile(settings, profile_name, paths)
+    show_record(record_of(issued.client_key), settings)
+
+
+def _free_paths(prefix: str, *, with_key: bool) -> tuple[Path, Path, Path]:
+    """Certificate, private key and CA; checked before anything is issued."""
+    certificate, private_key, ca = (
+        Path(f"{prefix}.pem"),
+        Path(f"{prefix}.key"),
+        Path(f"{prefix}-ca.pem"),
+    )
+    for path in (certificate, private_key, ca) if with_key else (certificate, ca):
+        if os.path.lexists(path):
+            raise Failure(f"{path} is there already; move it or use another --out", EXIT_USAGE)
+    if not os.access(certificate.parent, os.W_OK | os.X_OK):
+        raise Failure(f"{certificate.parent}: files cannot be written there", EXIT_USAGE)
+    return certificate, private_key, ca
+
+
+def _write_files(paths: tuple[Path, Path, Path], issued: "IssuedClientKey") -> None:
+    certificate, private_key, ca = paths
+    if issued.private_key_pem is not None:
+        write_file(private_key, issued.private_key_pem.encode(), secret=True)
+        talk(f"wrote {private_key}")
+    write_file(certificate, issued.certificate_pem.encode())
+    write_file(ca, issued.ca_pem.encode())
+    talk(f"wrote {certificate} and {ca}")
+
+
+def _add_profile(settings: Settings, name: str, paths: tuple[Path, Path, Path]) -> None:
+    from hsmux.profiles import Profile, load_profile, save_profile
+
+    used = load_profile(settings.profile)
+    certificate, private_key, ca = map(str, paths)
+    save_profile(name, Profile(used.addresses, certificate, private_key, ca, used.server_name))
+    talk(f"saved profile {name}")
+
+
+@verb("list", "hsmux client-key list", "hsmux client-key list -o json")
+@click.pass_obj
+def list_client_keys(settings: Settings) -> None:
+    """List client keys."""
+    with connect(settings) as client:
+        records = [
+            record_of(item) for item in client.list_client_keys(timeout_s=settings.timeout_s)
+        ]
+    show_list(records, CLIENT_KEY_COLUMNS, settings)
+
+
+@verb("revoke", "hsmux client-key revoke ck-aaaqeayeaudaocajbifqydiob4")
+@click.argument("client_key", metavar="CLIENT_KEY")
+@click.pass_obj
+def revoke_client_key(settings: Settings, client_key: str) -> None:
+    """Refuse a client key for ever.
+
+    Takes effect at once, on open connections too. CLIENT_KEY is ck-<identifier>.
+    """
+    with connect(settings) as client:
+        revoked = client.revoke_client_key(client_key, timeout_s=settings.timeout_s)
+    show_record(record_of(revoked), settings)

@@ -1,0 +1,111 @@
+"""`hsmux dev`, `init`, `serve` and `check-config`."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ..output import show_record, talk
+from ..settings import Settings, verb
+from .border import gateway_command
+
+__all__ = ["check_config", "dev", "init", "serve"]
+
+ADMINISTRATOR: Final = "administrator"
+"""The profile that `init` saves where none is named."""
+
+LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+"""Where to connect to a gateway that listens on every address."""
+
+_config = click.option(
+    "--config",
+    required=True,
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration, TOML.",
+)
+
+
+@verb("dev", "hsmux dev", "hsmux dev --state ~/hsmux-dev --port 7411")
+@click.option(
+    "--state",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep tokens, keys and store here (default: a temporary directory).",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="PORT",
+    help="On 127.0.0.1 (default: a free one).",
+)
+def dev(state: Path | None, port: int) -> None:
+    """Run a development gateway on this machine.
+
+    A whole gateway with a SoftHSM token, a CA and a client key of its own, on loopback; saves the
+    profile `dev` and says what to type next. Ctrl-C stops it.
+    """
+    with gateway_command() as command:
+        command.dev(state, port)
+
+
+@verb("init", "hsmux init --config /etc/hsmux.toml", "hsmux init --config gw.toml --profile ops")
+@_config
+@click.pass_obj
+def init(settings: Settings, config: Path) -> None:
+    """Initialise the deployment a configuration describes.
+
+    Makes the root key, the CA and the first administrator's client key, and saves a profile with
+    it: `administrator`, or the one that --profile names. May be repeated: what is there stays,
+    what is missing is made.
+    """
+    profile = settings.profile or ADMINISTRATOR
+    with gateway_command() as command:
+        made = command.init(config)
+        _save_administrator(config, profile, made)
+    talk(f"saved profile {profile}; next: hsmux serve --config {config}")
+    paths = {name: str(getattr(made, name)) for name in ("certificate", "private_key", "ca")}
+    show_record({"profile": profile, **paths}, settings)
+
+
+def _save_administrator(config: Path, name: str, made: Any) -> None:
+    from hsmux.profiles import Profile, save_profile
+    from hsmux_gateway.config import load_config
+
+    server = load_config(config).server
+    addresses = []
+    for address in server.listen:
+        host, _, port = address.rpartition(":")
+        addresses.append(f"{LOOPBACK.get(host, host)}:{port}")
+    profile = Profile(
+        tuple(addresses),
+        str(made.certificate),
+        str(made.private_key),
+        str(made.ca),
+        server.names[0],
+    )
+    save_profile(name, profile)
+
+
+@verb("serve", "hsmux serve --config /etc/hsmux.toml")
+@_config
+def serve(config: Path) -> None:
+    """Serve until SIGTERM.
+
+    Logs JSON lines to standard error. SIGTERM finishes open requests first.
+    """
+    with gateway_command() as command:
+        command.serve(config)
+
+
+@verb("check-config", "hsmux check-config --config /etc/hsmux.toml")
+@_config
+def check_config(config: Path) -> None:
+    """Check a configuration file.
+
+    Names the place and the remedy; exit code 2 when it is not a configuration.
+    """
+    with gateway_command() as command:
+        command.check_config(config)
+    talk(f"{config} is in order")

@@ -1,0 +1,97 @@
+"""`hsmux profile add|list|use|show`."""
+
+import dataclasses
+import os
+from typing import Any
+
+import click
+
+from hsmux import profiles as saved
+from hsmux.profiles import Profile
+
+from ..output import show_list, show_record, talk
+from ..settings import FILE, Settings, verb
+
+__all__ = ["add", "list_profiles", "show", "use"]
+
+
+def _record(name: str, profile: Profile) -> dict[str, Any]:
+    values = dataclasses.asdict(profile)
+    return {"name": name, **values, "addresses": list(profile.addresses)}
+
+
+@verb(
+    "add",
+    "hsmux profile add billing --address gw1.example:7411 --certificate billing.pem "
+    "--private-key billing.key --ca billing-ca.pem",
+)
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--address",
+    "addresses",
+    multiple=True,
+    required=True,
+    metavar="HOST:PORT",
+    help="May be repeated; connections spread over them.",
+)
+@click.option(
+    "--certificate", required=True, type=FILE, metavar="FILE", help="PEM: the client certificate."
+)
+@click.option(
+    "--private-key", required=True, type=FILE, metavar="FILE", help="PEM: its private key."
+)
+@click.option("--ca", required=True, type=FILE, metavar="FILE", help="PEM: the CA of the gateway.")
+@click.option("--server-name", metavar="NAME", help="In the gateway's certificate, if not HOST.")
+@click.option("--default", "is_default", is_flag=True, help="Make it the default.")
+def add(
+    name: str,
+    addresses: tuple[str, ...],
+    certificate: str,
+    private_key: str,
+    ca: str,
+    server_name: str | None,
+    is_default: bool,
+) -> None:
+    """Save how to reach a gateway.
+
+    Replaces a profile of that name. It holds the paths of the files, not the keys.
+    """
+    profile = Profile(addresses, certificate, private_key, ca, server_name)
+    saved.save_profile(name, profile, default=is_default)
+    talk(f"saved profile {name}")
+
+
+@verb("list", "hsmux profile list", "hsmux profile list --field name")
+@click.pass_obj
+def list_profiles(settings: Settings) -> None:
+    """List profiles."""
+    default = saved.default_profile()
+    records = [
+        {**_record(name, profile), "default": name == default}
+        for name, profile in saved.list_profiles().items()
+    ]
+    show_list(records, ("name", "default", "addresses", "certificate"), settings)
+
+
+@verb("use", "hsmux profile use billing")
+@click.argument("name", metavar="NAME")
+def use(name: str) -> None:
+    """Make a profile the default.
+
+    HSMUX_PROFILE and --profile come before it.
+    """
+    saved.use_profile(name)
+    talk(f"profile {name} is the default")
+
+
+@verb("show", "hsmux profile show", "hsmux profile show billing --field certificate")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.pass_obj
+def show(settings: Settings, name: str | None) -> None:
+    """Show one profile.
+
+    Without NAME the one that a verb would use now.
+    """
+    chosen = name or settings.profile or os.environ.get("HSMUX_PROFILE") or saved.default_profile()
+    profile = saved.load_profile(chosen)
+    show_record(_record(chosen or "", profile), settings)
