@@ -34,7 +34,7 @@ static atomic_int running = -1; /* the function that the one thread is in */
 static void sleep_ms(uint64_t ms)
 {
     struct timespec left = {(time_t)(ms / 1000), (long)(ms % 1000) * 1000000};
-    while (nanosleep(&left, &left) != 0 && errno == EINTR)
+    while (ms > 0 && nanosleep(&left, &left) != 0 && errno == EINTR)
         continue;
 }
 

@@ -209,6 +209,10 @@ static int check_rule(const char *path, size_t number, const line *rule)
     if ((rule->given & REQUIRED) != REQUIRED)
         return complain(path, number, "not a whole rule:", "function or action is missing",
                         "both in one line");
+    if (rule->values[KEY_ACTION] == ACTION_FLIP && rule->given & BIT(KEY_WHEN) &&
+        rule->values[KEY_WHEN] == 0)
+        return complain(path, number, "flip changes the output,", "so it cannot come before",
+                        "when=after");
     key argument = ARGUMENTS[rule->values[KEY_ACTION]];
     uint32_t needed = argument == KEY_NUMBER ? 0 : BIT(argument);
     if ((rule->given & needed) != needed)
