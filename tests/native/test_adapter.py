@@ -138,6 +138,16 @@ def test_the_table_of_functions_is_that_of_the_header() -> None:
     assert tuple(re.findall(r"^    X\((C_\w+),", header, re.MULTILINE)) == FUNCTIONS
 
 
+def test_every_key_and_action_is_documented() -> None:
+    rules = (SOURCES / "rules.c").read_text()
+    keys = re.findall(r"\[KEY_\w+\] = \{\"(\w+)\"", rules)
+    actions = re.findall(r"\{\"(\w+)\", ACTION_", rules)
+    assert "sessions_max" in keys and "flip" in actions
+    document = (SOURCES.parents[1] / "docs" / "fault-injection.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)", document, re.MULTILINE))
+    assert {*keys, *actions} <= rows
+
+
 @pytest.mark.parametrize("faults", [False, True])
 def test_one_function_is_exported(faults: bool) -> None:
     path = hsmux_native.adapter_path(faults=faults)
