@@ -2,17 +2,27 @@
 
 The module's function list comes from the same shared object that python-pkcs11 loaded; sessions and
 handles are the numbers it shows. Codes are PKCS#11 return values, or one of the three that begin
-with 0xffffffff.
+with 0xffffffff. `native/src/pkcs11.c` says which rules the loop follows and why.
 """
 
 import mmap
 import os
+from collections.abc import Sequence
 from typing import Any, Final
 
-from . import NativeError, _check, _new, _taken
+from ._bridge import check, new, taken
 from ._native import ffi, lib
+from .errors import NativeError
 
-__all__ = ["BAD_OUTPUT", "DEADLINE", "IV_SIZE", "NOT_STARTED", "Pkcs11Loop", "SecretPage"]
+__all__ = [
+    "BAD_OUTPUT",
+    "DEADLINE",
+    "IV_SIZE",
+    "NOT_STARTED",
+    "TAG_SIZE",
+    "Pkcs11Loop",
+    "SecretPage",
+]
 
 IV_SIZE: Final[int] = lib.HS_IV_SIZE
 TAG_SIZE: Final[int] = lib.HS_TAG_SIZE
@@ -26,20 +36,36 @@ BAD_OUTPUT: Final[int] = lib.HS_P11_BAD_OUTPUT
 DEADLINE: Final[int] = lib.HS_P11_DEADLINE
 """An item whose deadline passed before its turn."""
 
+_PROGRESS_SIZE: Final = 4
+
 
 class SecretPage:
-    """A page of secret memory that the daemon shares with one worker by descriptor.
+    """Secret memory that the daemon shares with one worker by descriptor.
+
+    The memory is memfd_secret(2) where the kernel has it, else a locked memfd; forked children do
+    not get it, core files neither. The descriptor is closed on exec: hand it on with `pass_fds`.
 
     Args:
-        fd: A descriptor that was inherited; None makes a new page.
+        fd: A descriptor that was inherited; None makes new memory.
         size_bytes: Its size.
+
+    Raises:
+        NativeError: The memory cannot be had or locked.
+        ValueError: There is less memory behind `fd` than `size_bytes`.
     """
 
     def __init__(self, fd: int | None = None, size_bytes: int = mmap.PAGESIZE) -> None:
+        if not 0 < size_bytes < 2**30:
+            raise ValueError("size_bytes: more than 0, less than 1 GiB")
         self.fd = lib.hs_secret_fd(size_bytes) if fd is None else fd
         if self.fd < 0:
-            raise NativeError("no secret memory can be had")
-        self.view = mmap.mmap(self.fd, size_bytes)
+            raise NativeError("no secret memory can be had: no descriptor is free")
+        try:
+            self.view = mmap.mmap(self.fd, size_bytes)
+        except OSError as error:
+            raise NativeError(f"no secret memory can be had: {error.strerror}") from None
+        if lib.hs_secret_protect(self.fd, ffi.from_buffer(self.view), size_bytes) != lib.HS_OK:
+            raise NativeError(f"cannot lock {size_bytes} bytes of memory; raise RLIMIT_MEMLOCK")
 
     def wipe(self) -> None:
         """Zero the page."""
@@ -53,7 +79,7 @@ class SecretPage:
 
 
 class Pkcs11Loop:
-    """Calls a module's C_Encrypt and C_Decrypt for AES-GCM.
+    """Calls a module's C_Encrypt and C_Decrypt for AES-GCM with 96-bit IVs and 128-bit tags.
 
     Args:
         module_path: The shared object python-pkcs11 has loaded and initialised.
@@ -64,7 +90,7 @@ class Pkcs11Loop:
 
     def __init__(self, module_path: str) -> None:
         found = ffi.new("void **")
-        _check(lib.hs_p11_open(module_path.encode(), found))
+        check(lib.hs_p11_open(os.fsencode(module_path), found))
         self._list = found[0]
 
     def gcm(
@@ -76,70 +102,96 @@ class Pkcs11Loop:
         *,
         encrypting: bool,
         ivs: bytes = b"",
-        deadline_ns: int = 0,
+        deadline_ns: int | Sequence[int] = 0,
+        progress: Any = None,
+        general_error_is_data: bool = True,
     ) -> tuple[bytes, list[int]]:
         """Encrypt or decrypt a column.
+
+        The column ends at the first code that is neither success nor speaks of the item's data
+        (CKR_DATA_INVALID, CKR_DATA_LEN_RANGE and, when decrypting, CKR_ENCRYPTED_DATA_INVALID and
+        CKR_ENCRYPTED_DATA_LEN_RANGE); items behind it are `NOT_STARTED`.
 
         Args:
             session: Session handle.
             key: Object handle.
-            items: A column: plaintexts, or IV 12 ‖ ciphertext ‖ tag 16.
+            items: A column: plaintexts, or IV 12 ‖ ciphertext ‖ tag 16; at most 1 GiB.
             associated_data: A column of one for all, or one for each item.
             encrypting: The direction.
             ivs: 12 bytes for each item when encrypting.
-            deadline_ns: CLOCK_MONOTONIC in nanoseconds, asked before each item; 0: none.
+            deadline_ns: CLOCK_MONOTONIC in nanoseconds, asked before each item; one for all or one
+                for each item; 0: none.
+            progress: Writable memory of at least 4 bytes, aligned to 4, that gets the running
+                item's number plus one (u32 of this machine), and 0 at the end.
+            general_error_is_data: When decrypting, CKR_GENERAL_ERROR does not end the column: some
+                modules answer a wrong tag with it.
 
         Returns:
             The column of outputs (IV 12 ‖ ciphertext ‖ tag 16, or plaintexts), and a code for
             each item; an item whose code is not 0 has an empty output.
 
         Raises:
-            ValueError: A column is malformed, or there are not as many IVs as items.
+            ValueError: A column is malformed, or there are not as many IVs, texts of associated
+                data or deadlines as items.
         """
         count = int.from_bytes(items[:4], "big")
-        if count > lib.HS_BATCH_ITEMS_MAX or (encrypting and len(ivs) != count * IV_SIZE):
-            raise ValueError("as many IVs of 12 bytes as items, at most 16,384")
+        if count > lib.HS_BATCH_ITEMS_MAX or len(items) > lib.HS_P11_COLUMN_SIZE_MAX:
+            raise ValueError(f"at most {lib.HS_BATCH_ITEMS_MAX} items and 1 GiB")
+        ends = [deadline_ns] if isinstance(deadline_ns, int) else list(deadline_ns)
+        parts = {
+            "ivs": ffi.from_buffer("uint8_t[]", ivs),
+            "aads": ffi.from_buffer("uint8_t[]", associated_data),
+            "items": ffi.from_buffer("uint8_t[]", items),
+            "deadlines_ns": ffi.new("uint64_t[]", ends),
+            "progress": _progress(progress),
+        }
+        batch = ffi.new("hs_p11_batch *", parts)
+        batch.encrypting = encrypting
+        batch.general_error_is_data = general_error_is_data
+        batch.session, batch.key = session, key
+        batch.ivs_size, batch.aads_size = len(ivs), len(associated_data)
+        batch.items_size, batch.deadlines_count = len(items), len(ends)
         size = len(items) + count * (IV_SIZE + TAG_SIZE)
-        outputs = _new("uint8_t[]", max(size, 8))
-        outputs_size = ffi.new("size_t *", size)
+        outputs, outputs_size = new("uint8_t[]", max(size, 8)), ffi.new("size_t *", size)
         codes = ffi.new("uint64_t[]", max(count, 1))
-        _check(
-            lib.hs_p11_gcm(
-                self._list,
-                encrypting,
-                session,
-                key,
-                ivs,
-                associated_data,
-                len(associated_data),
-                items,
-                len(items),
-                deadline_ns,
-                outputs,
-                outputs_size,
-                codes,
-            )
-        )
-        return _taken(outputs, outputs_size[0]), ffi.unpack(codes, count)
+        check(lib.hs_p11_gcm(self._list, batch, outputs, outputs_size, codes))
+        return taken(outputs, outputs_size[0]), ffi.unpack(codes, count)
 
     def seal_page(
         self, session: int, key: int, iv: bytes, associated_data: bytes, source: Any
     ) -> tuple[int, bytes]:
-        """Encrypt secret memory: a code, and IV 12 ‖ ciphertext ‖ tag 16."""
+        """Encrypt secret memory: a code, and IV 12 ‖ ciphertext ‖ tag 16.
+
+        Raises:
+            ValueError: The IV has not 12 bytes.
+        """
+        if len(iv) != IV_SIZE:
+            raise ValueError(f"iv: {IV_SIZE} bytes")
         data = ffi.from_buffer("uint8_t[]", source)
         room = len(data) + TAG_SIZE
-        output = _new("uint8_t[]", room)
+        output = new("uint8_t[]", room)
         size = ffi.new("size_t *", room)
         aad = associated_data
         code = lib.hs_p11_gcm_one(
             self._list, 1, session, key, iv, aad, len(aad), data, len(data), output, size
         )
-        return code, iv + _taken(output, size[0]) if code == 0 else b""
+        return code, iv + taken(output, size[0]) if code == 0 else b""
 
     def open_page(
         self, session: int, key: int, sealed: bytes, associated_data: bytes, destination: Any
     ) -> int:
-        """Decrypt what `seal_page` made into secret memory; a code."""
+        """Decrypt what `seal_page` made into secret memory; a code.
+
+        Args:
+            session: Session handle.
+            key: Object handle.
+            sealed: IV 12 ‖ ciphertext ‖ tag 16.
+            associated_data: As it was sealed.
+            destination: Writable memory with room for ciphertext and tag: modules want it.
+
+        Raises:
+            ValueError: `sealed` is too short, or the destination.
+        """
         if len(sealed) < IV_SIZE + TAG_SIZE:
             raise ValueError("shorter than IV and tag")
         into = ffi.from_buffer("uint8_t[]", destination, require_writable=True)
@@ -151,3 +203,13 @@ class Pkcs11Loop:
             self._list, 0, session, key, sealed, aad, len(aad), data, len(data), into, size
         )
         return code
+
+
+def _progress(memory: Any) -> Any:
+    """A pointer to the u32 that names the running item."""
+    if memory is None:
+        return ffi.NULL
+    into = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
+    if len(into) < _PROGRESS_SIZE or int(ffi.cast("uintptr_t", into)) % _PROGRESS_SIZE:
+        raise ValueError(f"progress: at least {_PROGRESS_SIZE} bytes, aligned")
+    return ffi.cast("uint32_t *", into)

@@ -31,7 +31,8 @@ typedef enum {
     HS_NO_RANDOM = 6,    /* getrandom failed, or repeated itself */
     HS_NO_MEMORY = 7,    /* memory cannot be mapped or locked */
     HS_FORKED = 8,       /* used in a process that did not make it */
-    HS_SELF_TEST = 9     /* a known answer came out differently */
+    HS_SELF_TEST = 9,    /* a known answer came out differently */
+    HS_NOT_FOUND = 10    /* no such module, or it is no PKCS#11 module */
 } hs_status;
 
 typedef struct hs_arena hs_arena;
@@ -56,14 +57,28 @@ hs_status hs_hmac_sha256(const uint8_t *key, size_t key_size, const uint8_t *mes
 #define HS_P11_NOT_STARTED 0xffffffff00000000ull /* an earlier item ended the column */
 #define HS_P11_BAD_OUTPUT 0xffffffff00000001ull  /* the module gave an output that cannot be */
 #define HS_P11_DEADLINE 0xffffffff00000002ull    /* the deadline passed before the item's turn */
+#define HS_P11_COLUMN_SIZE_MAX (1u << 30)        /* bytes of a column of items */
+typedef struct {
+    int encrypting;
+    int general_error_is_data; /* some modules answer a wrong tag with CKR_GENERAL_ERROR */
+    uint64_t session;
+    uint64_t key;
+    const uint8_t *ivs; /* 12 bytes for each item when encrypting */
+    size_t ivs_size;
+    const uint8_t *aads; /* a column of one for all, or one for each item */
+    size_t aads_size;
+    const uint8_t *items; /* a column: plaintexts, or IV | ciphertext | tag */
+    size_t items_size;
+    const uint64_t *deadlines_ns; /* CLOCK_MONOTONIC; 0 is none; none, one for all, or one each */
+    size_t deadlines_count;
+    uint32_t *progress; /* or NULL; index + 1 of the item that is with the module, 0 at the end */
+} hs_p11_batch;
 hs_status hs_p11_open(const char *path, void **list);
 uint64_t hs_p11_gcm_one(void *list, int encrypting, uint64_t session, uint64_t key,
                         const uint8_t *iv, const uint8_t *aad, size_t aad_size,
                         const uint8_t *input, size_t size, uint8_t *output, size_t *output_size);
-hs_status hs_p11_gcm(void *list, int encrypting, uint64_t session, uint64_t key,
-                     const uint8_t *ivs, const uint8_t *aads, size_t aads_size,
-                     const uint8_t *items, size_t items_size, uint64_t deadline_ns,
-                     uint8_t *outputs, size_t *outputs_size, uint64_t *codes);
+hs_status hs_p11_gcm(void *list, const hs_p11_batch *batch, uint8_t *outputs, size_t *outputs_size,
+                     uint64_t *codes);
 
 /* selftest.c */
 size_t hs_self_test_count(void);
@@ -72,7 +87,8 @@ hs_status hs_self_test(size_t index, int corrupt);
 
 /* arena.c: key memory. A slot is a number that names a place and how often it was used. */
 int hs_secret_fd(size_t size);
-hs_status hs_arena_create(size_t size, hs_arena **arena);
+hs_status hs_secret_protect(int fd, void *mapped, size_t size);
+hs_status hs_arena_create(size_t size, const char *kind, hs_arena **arena);
 void hs_arena_destroy(hs_arena *arena);
 const char *hs_arena_kind(const hs_arena *arena);
 size_t hs_arena_slots(const hs_arena *arena);

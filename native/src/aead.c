@@ -70,6 +70,7 @@ static int ipsec_start(void)
 
 /* EVP: the context is per thread and made once; it is reset after use, which wipes its key. */
 static char evp_name[64];
+static EVP_CIPHER *evp_cipher;
 static pthread_key_t evp_key;
 static pthread_once_t evp_once = PTHREAD_ONCE_INIT;
 
@@ -105,7 +106,7 @@ static hs_status evp_seal(const hs_expanded *expanded, const uint8_t *iv, const 
     EVP_CIPHER_CTX *context = evp_context();
     int length = 0;
     int done = context != NULL &&
-               EVP_EncryptInit_ex(context, EVP_aes_256_gcm(), NULL, expanded->bytes, iv) == 1 &&
+               EVP_EncryptInit_ex(context, evp_cipher, NULL, expanded->bytes, iv) == 1 &&
                (aad_size == 0 ||
                 EVP_EncryptUpdate(context, NULL, &length, aad, (int)aad_size) == 1) &&
                (size == 0 ||
@@ -126,7 +127,7 @@ static hs_status evp_open(const hs_expanded *expanded, const uint8_t *iv, const 
     int length = 0;
     memcpy(tag, sealed + plain, sizeof tag);
     int done = context != NULL &&
-               EVP_DecryptInit_ex(context, EVP_aes_256_gcm(), NULL, expanded->bytes, iv) == 1 &&
+               EVP_DecryptInit_ex(context, evp_cipher, NULL, expanded->bytes, iv) == 1 &&
                (aad_size == 0 ||
                 EVP_DecryptUpdate(context, NULL, &length, aad, (int)aad_size) == 1) &&
                (plain == 0 ||
@@ -158,6 +159,11 @@ static hs_status try_backend(const hs_backend_ops *ops)
 hs_status hs_select_backend(const char *wanted)
 {
     int any = wanted == NULL || *wanted == '\0';
+    /* Fetched once: an implicit fetch in each call costs as much as a small record. */
+    if (evp_cipher == NULL)
+        evp_cipher = EVP_CIPHER_fetch(NULL, "AES-256-GCM", NULL);
+    if (evp_cipher == NULL)
+        return HS_SELF_TEST;
     snprintf(evp_name, sizeof evp_name, "openssl %s", OpenSSL_version(OPENSSL_VERSION_STRING));
 #ifdef HSMUX_HAVE_IPSEC_MB
     if ((any || strcmp(wanted, "ipsec-mb") == 0) && ipsec_start()) {

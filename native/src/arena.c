@@ -3,8 +3,9 @@
  * The region is memfd_secret(2) memory where the kernel has it: pages that no other process, no
  * core file and not even the kernel's own direct map can read, and that a forked child does not
  * get (MADV_DONTFORK). Elsewhere it is locked anonymous memory, left out of core files and zeroed
- * in a forked child. A page without access stands before and behind it. Each slot begins with a
- * magic number that is not zero, so a zeroed page holds no valid key.
+ * in a forked child. A page without access stands before and behind it. The region and each slot
+ * begin with a magic number that is not zero, so a zeroed page holds no valid key, and a process
+ * other than the one that made it is refused before it looks at the region.
  *
  * A slot's number is its place and how often that place was used, so a number that outlived its
  * key is refused and never means the next key there. Freeing zeroes.
@@ -21,15 +22,18 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
 
 #define SLOT_MAGIC 0x68736d75785f6b31ULL
+#define ARENA_MAGIC 0x68736d75785f6131ULL
 #define BLOBS 32u
 #define BLOB_MARK (1ULL << 63)
 #define SYS_MEMFD_SECRET 447
+#define SECRETMEM_MAGIC 0x5345434d /* linux/magic.h */
 
 typedef struct {
     uint64_t magic;
@@ -39,11 +43,17 @@ typedef struct {
     uint8_t data[HS_BLOB_SIZE_MAX];
 } blob_data;
 
+/* What stands first in the region; 64 bytes, so that slots keep their alignment. */
+typedef struct {
+    _Alignas(64) uint64_t magic;
+} region_head;
+
 struct hs_arena {
     pthread_mutex_t mutex;
     pid_t pid;
     const char *kind;
     uint8_t *region;
+    region_head *head;
     size_t region_size;
     size_t mapped_size;
     hs_slot_data *slots;
@@ -79,9 +89,9 @@ uint64_t hs_now_s(void)
 /* Memory that two processes share by a descriptor and nobody else can read. */
 int hs_secret_fd(size_t size)
 {
-    int fd = (int)syscall(SYS_MEMFD_SECRET, 0);
+    int fd = (int)syscall(SYS_MEMFD_SECRET, O_CLOEXEC);
     if (fd < 0)
-        fd = memfd_create("hsmux", 0);
+        fd = memfd_create("hsmux", MFD_CLOEXEC);
     if (fd >= 0 && ftruncate(fd, (off_t)size) != 0) {
         close(fd);
         fd = -1;
@@ -89,13 +99,22 @@ int hs_secret_fd(size_t size)
     return fd;
 }
 
+/* Keep a mapping of such memory in RAM, out of core files and out of forked children. Secret memory
+ * is locked from the beginning, and mlock(2) refuses it. */
+hs_status hs_secret_protect(int fd, void *mapped, size_t size)
+{
+    struct statfs filesystem;
+    if (fstatfs(fd, &filesystem) != 0)
+        return HS_NO_MEMORY;
+    int is_locked = filesystem.f_type == SECRETMEM_MAGIC || mlock(mapped, size) == 0;
+    return is_locked && madvise(mapped, size, MADV_DONTFORK) == 0 &&
+                   madvise(mapped, size, MADV_DONTDUMP) == 0
+               ? HS_OK
+               : HS_NO_MEMORY;
+}
+
 static int map_secret(hs_arena *arena, uint8_t *at)
 {
-#ifdef HSMUX_NO_MEMFD_SECRET
-    (void)arena;
-    (void)at;
-    return 0;
-#else
     int fd = (int)syscall(SYS_MEMFD_SECRET, O_CLOEXEC);
     if (fd < 0)
         return 0;
@@ -107,7 +126,6 @@ static int map_secret(hs_arena *arena, uint8_t *at)
         return 0;
     arena->kind = "memfd_secret";
     return madvise(at, arena->region_size, MADV_DONTFORK) == 0;
-#endif
 }
 
 static int map_locked(hs_arena *arena, uint8_t *at)
@@ -121,15 +139,18 @@ static int map_locked(hs_arena *arena, uint8_t *at)
            madvise(at, arena->region_size, MADV_DONTDUMP) == 0;
 }
 
-static int map_region(hs_arena *arena, size_t page)
+static int map_region(hs_arena *arena, const char *kind, size_t page)
 {
+    int secret = kind == NULL || strcmp(kind, "memfd_secret") == 0;
+    int locked = kind == NULL || strcmp(kind, "mlock") == 0;
     arena->mapped_size = arena->region_size + 2 * page;
     uint8_t *whole =
         mmap(NULL, arena->mapped_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (whole == MAP_FAILED)
         return 0;
     arena->region = whole + page;
-    if (map_secret(arena, arena->region) || map_locked(arena, arena->region)) {
+    if ((secret && map_secret(arena, arena->region)) ||
+        (locked && map_locked(arena, arena->region))) {
         memset(arena->region, 0, arena->region_size);
         return 1;
     }
@@ -138,10 +159,10 @@ static int map_region(hs_arena *arena, size_t page)
     return 0;
 }
 
-hs_status hs_arena_create(size_t size, hs_arena **result)
+hs_status hs_arena_create(size_t size, const char *kind, hs_arena **result)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    size_t blobs = BLOBS * sizeof(blob_data);
+    size_t blobs = sizeof(region_head) + BLOBS * sizeof(blob_data);
     if (size < blobs + 64 * sizeof(hs_slot_data) || size > (1ULL << 30))
         return HS_BAD_ARGUMENT;
     hs_arena *arena = calloc(1, sizeof *arena);
@@ -151,7 +172,7 @@ hs_status hs_arena_create(size_t size, hs_arena **result)
     arena->slot_count = (uint32_t)((arena->region_size - blobs) / sizeof(hs_slot_data));
     arena->free_slots = calloc(arena->slot_count, sizeof *arena->free_slots);
     arena->generations = calloc((size_t)arena->slot_count + BLOBS, sizeof *arena->generations);
-    if (arena->free_slots == NULL || arena->generations == NULL || !map_region(arena, page)) {
+    if (arena->free_slots == NULL || arena->generations == NULL || !map_region(arena, kind, page)) {
         free(arena->free_slots);
         free(arena->generations);
         free(arena);
@@ -159,7 +180,9 @@ hs_status hs_arena_create(size_t size, hs_arena **result)
     }
     pthread_mutex_init(&arena->mutex, NULL);
     arena->pid = getpid();
-    arena->slots = (hs_slot_data *)(void *)arena->region;
+    arena->head = (region_head *)(void *)arena->region;
+    arena->head->magic = ARENA_MAGIC;
+    arena->slots = (hs_slot_data *)(void *)(arena->region + sizeof(region_head));
     arena->blobs = (blob_data *)(void *)(arena->slots + arena->slot_count);
     for (uint32_t i = 0; i < arena->slot_count; i++)
         arena->free_slots[i] = arena->slot_count - 1 - i;
@@ -170,11 +193,13 @@ hs_status hs_arena_create(size_t size, hs_arena **result)
 
 void hs_arena_destroy(hs_arena *arena)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (arena->pid == getpid())
+    /* In a forked child the region is not there, and something else may be in its place. */
+    if (arena->pid == getpid()) {
+        size_t page = (size_t)sysconf(_SC_PAGESIZE);
         OPENSSL_cleanse(arena->region, arena->region_size);
-    munmap(arena->region - page, arena->mapped_size);
-    pthread_mutex_destroy(&arena->mutex);
+        munmap(arena->region - page, arena->mapped_size);
+        pthread_mutex_destroy(&arena->mutex);
+    }
     free(arena->free_slots);
     free(arena->generations);
     free(arena);
@@ -205,7 +230,10 @@ hs_status hs_arena_enter(hs_arena *arena)
     if (arena->pid != getpid())
         return HS_FORKED;
     pthread_mutex_lock(&arena->mutex);
-    return HS_OK;
+    if (arena->head->magic == ARENA_MAGIC)
+        return HS_OK;
+    pthread_mutex_unlock(&arena->mutex);
+    return HS_BAD_SLOT;
 }
 
 void hs_arena_leave(hs_arena *arena)

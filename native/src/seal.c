@@ -388,12 +388,13 @@ hs_status hs_open_blob(hs_arena *arena, uint64_t kek, const uint8_t *aad, size_t
     if (status != HS_OK)
         return status;
     status = hs_blob_take(arena, &into, blob);
-    if (status == HS_OK) {
+    int taken = status == HS_OK;
+    if (taken) {
         status = open_random(data, aad, aad_size, sealed, size, into);
         hs_blob_resize(arena, *blob, size - SEALED_OVERHEAD);
     }
     hs_arena_leave(arena);
-    if (status == HS_INVALID)
+    if (taken && status != HS_OK)
         hs_blob_free(arena, *blob);
     return status;
 }
