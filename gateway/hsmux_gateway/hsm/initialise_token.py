@@ -1,8 +1,8 @@
 """`hsmux hsm init-token`: a label, a security officer's PIN and a user PIN for an empty token.
 
-It runs in a process of its own, like everything that calls a vendor's module. A token that already
-has a user PIN is refused: initialising it again would destroy its keys. python-pkcs11 does not offer
-C_InitToken, so that one function is called through the module's function list.
+It runs in a process of its own, like everything that calls a vendor's module. A token that
+already has a user PIN is refused: initialising it again would destroy its keys. python-pkcs11 does
+not offer C_InitToken, so that one function is called through the module's function list.
 """
 
 import ctypes

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from hsmux_native import Arena
 from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS
@@ -123,7 +125,8 @@ async def probe(settings: TokenSettings, directory: Path) -> dict[str, Any]:
     """
     found: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        marks = directory if directory.is_dir() else Path(scratch)
+        is_kept = await trio.to_thread.run_sync(directory.is_dir)
+        marks = directory if is_kept else Path(scratch)
         async with open_token(settings, Arena(ARENA_SIZE), marks) as token:
             for spec in KEY_SPECS:
                 found |= await _try_spec(token, spec)
