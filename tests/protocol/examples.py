@@ -315,7 +315,7 @@ MALFORMED_COLUMNS: Final[dict[str, bytes]] = {
     "offsets go down": b"\x00\x00\x00\x03"
     + b"".join(n.to_bytes(4, "big") for n in (0, 2, 1, 2))
     + b"ab",
-    "one item too many": b"\x00\x00\x40\x01" + bytes(4 * 16386),
+    "count of 16,385": b"\x00\x00\x40\x01" + bytes(8),
     "count of 2^32 - 1": b"\xff\xff\xff\xff" + bytes(8),
 }
 
