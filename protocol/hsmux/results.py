@@ -1,0 +1,242 @@
+"""What the clients' methods return. No `repr` shows a plaintext or a private key."""
+
+import base64
+import datetime
+import textwrap
+from dataclasses import dataclass, field
+
+__all__ = [
+    "AccessPoint",
+    "ClientKey",
+    "Decrypted",
+    "Encrypted",
+    "IssuedClientKey",
+    "Key",
+    "PublicKey",
+    "Signature",
+    "Status",
+    "TokenStatus",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key without its material; may be given wherever a key reference is asked for.
+
+    Attributes:
+        key_id: `key-<base32>`.
+        spec: "AES_256", "EC_P256", ...
+        usage: "ENCRYPT_DECRYPT" or "SIGN_VERIFY".
+        protection: "software" or "hardware".
+        storage: "hsm" for a hardware-protected key that lives in its token, else empty.
+        token: The token's configured name; empty for a software-protected key.
+        state: "Enabled", "Disabled", ...
+        version: The newest version's number, from 1.
+        aliases: `alias/<name>`, ascending.
+        description: What the owner wrote.
+        tags: The owner's tags.
+        created_at: When it was made, UTC.
+    """
+
+    key_id: str
+    spec: str
+    usage: str
+    protection: str
+    storage: str
+    token: str
+    state: str
+    version: int
+    aliases: tuple[str, ...]
+    description: str
+    tags: dict[str, str] = field(hash=False)
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted:
+    """A ciphertext envelope and the key version it is under.
+
+    Attributes:
+        ciphertext: The envelope; it names its key, so nothing else need be kept to decrypt it.
+        key_id: `key-<base32>`.
+        key_version: From 1.
+    """
+
+    ciphertext: bytes
+    key_id: str
+    key_version: int
+
+    def __repr__(self) -> str:
+        return f"Encrypted({len(self.ciphertext)} bytes, {self.key_id}@{self.key_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted:
+    """A plaintext and the key version it was under.
+
+    Attributes:
+        plaintext: Never shown by `repr`.
+        key_id: `key-<base32>`.
+        key_version: From 1.
+    """
+
+    plaintext: bytes
+    key_id: str
+    key_version: int
+
+    def __repr__(self) -> str:
+        return f"Decrypted({len(self.plaintext)} bytes, {self.key_id}@{self.key_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature and the key version that made it.
+
+    Attributes:
+        signature: DER for ECDSA, r ‖ s for the `_RAW` algorithms, modulus-size bytes for RSA.
+        algorithm: As it was asked for.
+        key_id: `key-<base32>`.
+        key_version: From 1.
+    """
+
+    signature: bytes
+    algorithm: str
+    key_id: str
+    key_version: int
+
+    def __repr__(self) -> str:
+        return f"Signature({self.algorithm}, {self.key_id}@{self.key_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """The public part of a signing key.
+
+    Attributes:
+        der: SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7).
+        spec: "EC_P256", "RSA_2048", ...
+        key_id: `key-<base32>`.
+        key_version: From 1.
+    """
+
+    der: bytes
+    spec: str
+    key_id: str
+    key_version: int
+
+    @property
+    def pem(self) -> str:
+        """The same in PEM (RFC 7468 section 13)."""
+        body = "\n".join(textwrap.wrap(base64.b64encode(self.der).decode(), 64))
+        return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
+
+    def __repr__(self) -> str:
+        return f"PublicKey({self.spec}, {self.key_id}@{self.key_version})"
+
+
+@dataclass(frozen=True, slots=True)
+class AccessPoint:
+    """An application access point: the identity of one application.
+
+    Attributes:
+        access_point_id: `ap-<base32>`.
+        name: Unique in the deployment.
+        description: What its maker wrote.
+        state: "Enabled" or "Disabled".
+        created_at: When it was made, UTC.
+    """
+
+    access_point_id: str
+    name: str
+    description: str
+    state: str
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ClientKey:
+    """A client key: a certificate of the gateway's own CA, bound to an access point.
+
+    Attributes:
+        client_key_id: `ck-<base32>`.
+        access_point: The access point's name.
+        spki_sha256: SHA-256 of the SubjectPublicKeyInfo, 32 bytes.
+        serial: The certificate's serial number in hexadecimal.
+        state: "Enabled", "Disabled" or "Revoked".
+        not_before: The certificate's first moment, UTC.
+        not_after: The certificate's last moment, UTC.
+    """
+
+    client_key_id: str
+    access_point: str
+    spki_sha256: bytes
+    serial: str
+    state: str
+    not_before: datetime.datetime
+    not_after: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedClientKey:
+    """A client key that was just issued.
+
+    Attributes:
+        client_key: What the gateway keeps of it.
+        certificate_pem: The client certificate.
+        ca_pem: The CA that issued it and that signs the gateway's certificate.
+        private_key_pem: The private key in PKCS#8, when the gateway made it: it is not kept there
+            and never shown again. None when a request was given.
+    """
+
+    client_key: ClientKey
+    certificate_pem: str
+    ca_pem: str
+    private_key_pem: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """One HSM token as the gateway sees it.
+
+    Attributes:
+        name: Its configured name.
+        state: What its breaker says.
+        workers: Worker processes.
+        busy: Workers at work.
+        waiting: Requests that wait for a worker.
+        restarts: Workers replaced since the gateway started.
+    """
+
+    name: str
+    state: str
+    workers: int
+    busy: int
+    waiting: int
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a gateway is and how it fares.
+
+    Attributes:
+        version: Of the gateway.
+        deployment: The deployment's identifier, 32 hexadecimal digits.
+        uptime_s: Seconds since the process started.
+        native_backend: What computes AES-GCM.
+        root: Where the root key is.
+        store: Which store it is.
+        store_revision: Of the last change this process has seen.
+        warnings: What an operator should mend.
+        tokens: Every configured token.
+    """
+
+    version: str
+    deployment: str
+    uptime_s: int
+    native_backend: str
+    root: str
+    store: str
+    store_revision: int
+    warnings: tuple[str, ...]
+    tokens: tuple[TokenStatus, ...]
