@@ -3,7 +3,6 @@
 from typing import Final
 
 __all__ = [
-    "EXIT_BROKEN_PIPE",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_USAGE",
@@ -17,9 +16,6 @@ EXIT_USAGE: Final = 2
 
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports a program that Ctrl-C ended."""
-
-EXIT_BROKEN_PIPE: Final = 141
-"""128 + SIGPIPE, as a shell reports a program whose reader went away."""
 
 
 class Failure(Exception):

@@ -6,7 +6,7 @@ the reference that leads to the gateway's log; there is no traceback for anythin
 mend.
 
     0    done
-    1    failed on the other side: protocol, outcome unknown, internal
+    1    failed on the other side (protocol, outcome unknown, internal), or on this machine
     2    an argument is wrong
     3    not found
     4    denied
@@ -15,7 +15,6 @@ mend.
     7    a ciphertext or signature is not what it should be
     8    an operator must act first
     130  interrupted
-    141  the reader of standard output went away
 """
 
 import os
@@ -29,7 +28,6 @@ from hsmux_protocol import __version__
 from hsmux_protocol.errors import HsmuxError
 
 from .failure import (
-    EXIT_BROKEN_PIPE,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -67,9 +65,10 @@ class _Command(LazyGroup):
 def _tell(error: Exception) -> int:
     """Print one line about an error and return its exit code; what is no user's error goes on."""
     if isinstance(error, BrokenPipeError):
-        # What is still buffered has no reader either: the interpreter must not try at its end.
+        # Nobody reads any more. What is still buffered has no reader either: the interpreter must
+        # not try at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return EXIT_FAILED
     if isinstance(error, click.Abort):
         return EXIT_INTERRUPTED
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
