@@ -36,11 +36,13 @@ __all__ = [
     "profiles_path",
     "resolve_profile",
     "save_profile",
+    "split_address",
     "use_profile",
 ]
 
 ENVIRONMENT: Final = "HSMUX_PROFILE"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 _REMEDY: Final = "start `hsmux dev`, which writes one, or add one with `hsmux profile add`"
 
 
@@ -179,6 +181,20 @@ def resolve_profile(
     return resolved
 
 
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[v6]:port`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    host, _, port = address.rpartition(":") if isinstance(address, str) else ("", "", "")
+    name = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_ambiguous = ":" in name and name == host
+    if not name or is_ambiguous or not _PORT.fullmatch(port) or not 0 < int(port) < 2**16:
+        raise ValueError(f"{address!r} is not host:port or [v6]:port")
+    return name, int(port)
+
+
 _PATHS: Final = ("certificate", "private_key", "ca")
 _FIELDS: Final = tuple(field.name for field in fields(Profile))
 
@@ -188,8 +204,13 @@ def _absolute(path: str) -> str:
 
 
 def _check(name: str, profile: Profile) -> None:
-    if not profile.addresses or not all(isinstance(text, str) for text in profile.addresses):
+    if not profile.addresses:
         raise InvalidArgument(f"profile {name}: addresses: at least one host:port")
+    for address in profile.addresses:
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise InvalidArgument(f"profile {name}: addresses: {error}") from None
     for path in _PATHS:
         if not isinstance(getattr(profile, path), str) or not getattr(profile, path):
             raise InvalidArgument(f"profile {name}: {path}: the path of a PEM file")

@@ -1,9 +1,9 @@
 """What the clients' methods return. No `repr` shows a plaintext or a private key."""
 
-import base64
 import datetime
-import textwrap
 from dataclasses import dataclass, field
+
+from ._pem import pem_of
 
 __all__ = [
     "AccessPoint",
@@ -127,8 +127,7 @@ class PublicKey:
     @property
     def pem(self) -> str:
         """The same in PEM (RFC 7468 section 13)."""
-        body = "\n".join(textwrap.wrap(base64.b64encode(self.der).decode(), 64))
-        return f"-----BEGIN PUBLIC KEY-----\n{body}\n-----END PUBLIC KEY-----\n"
+        return pem_of("PUBLIC KEY", self.der)
 
     def __repr__(self) -> str:
         return f"PublicKey({self.spec}, {self.key_id}@{self.key_version})"

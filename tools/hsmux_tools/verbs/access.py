@@ -28,7 +28,7 @@ __all__ = [
 ACCESS_POINT_COLUMNS: Final = ("access_point_id", "name", "state", "created_at", "description")
 CLIENT_KEY_COLUMNS: Final = ("client_key_id", "access_point", "state", "not_after", "serial")
 CSR_SIZE_MAX: Final = 16384
-VALIDITY_DAYS_DEFAULT: Final = 90
+VALIDITY_DAYS_DEFAULT: Final = 365
 
 
 @verb("create", "hsmux access-point create billing --description 'invoices'")

@@ -1,0 +1,353 @@
+"""What each method of a client asks, and what it makes of the answer; no I/O.
+
+A method of `Client` and its twin of `TrioClient` both build their `Call` here, so they cannot
+differ in what they send, refuse or return. Arguments are checked against the operation table
+before anything is sent: a mistake costs no round trip.
+"""
+
+import datetime
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+from hsmux_protocol.errors import InvalidArgument, ProtocolError, RemoteProtocolError
+from hsmux_protocol.fields import write_fields
+from hsmux_protocol.keys import KEY_SPECS
+from hsmux_protocol.limits import IDEMPOTENCY_TOKEN_SIZE
+from hsmux_protocol.operations import OPERATIONS, OPTIONS, PAGE_ITEMS_MAX, Operation
+from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, KeyRecord
+from hsmux_protocol.references import ALIAS_PREFIX, format_identifier, format_key_id
+from hsmux_protocol.references import parse_identifier as parse
+
+from ._pem import der_of_request, pem_of
+from .results import (
+    AccessPoint,
+    ClientKey,
+    Decrypted,
+    Encrypted,
+    IssuedClientKey,
+    Key,
+    PublicKey,
+    Signature,
+    Status,
+    TokenStatus,
+)
+
+__all__ = [
+    "VALIDITY_DAYS_DEFAULT",
+    "Call",
+    "KeyName",
+    "Page",
+    "create_access_point",
+    "create_client_key",
+    "create_key",
+    "decrypt",
+    "encrypt",
+    "generate_random",
+    "list_access_points",
+    "list_client_keys",
+    "list_keys",
+    "make_call",
+    "options_of",
+    "public_key",
+    "reference_of",
+    "revoke_client_key",
+    "show_key",
+    "sign",
+    "status",
+    "timeout_of",
+    "verify",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+KeyName = str | Key
+"""How a caller names a key: a reference, or a `Key` that a client returned."""
+
+ACCESS_POINT_PREFIX: Final = "ap-"
+CLIENT_KEY_PREFIX: Final = "ck-"
+
+VALIDITY_DAYS_DEFAULT: Final = 365
+"""Days a client key is valid where none are named."""
+
+
+class Call(NamedTuple, Generic[T]):
+    """One request, whatever client sends it.
+
+    Attributes:
+        operation: From the operation table.
+        arguments: Encodable, in the table's order.
+        convert: Makes the method's result of the read result values.
+    """
+
+    operation: Operation
+    arguments: list[Any]
+    convert: Callable[[list[Any]], T]
+
+    def result(self, values: list[Any]) -> T:
+        """The method's result.
+
+        Raises:
+            ProtocolError: The values are not what the operation answers.
+        """
+        try:
+            return self.convert(values)
+        except (RemoteProtocolError, ValueError) as error:
+            raise ProtocolError(f"an answer to {self.operation.name}: {error}") from None
+
+
+class Page(NamedTuple, Generic[T]):
+    """A part of a list: the items and where the next part begins; empty at the end."""
+
+    items: list[T]
+    following: bytes
+
+
+def make_call(name: str, convert: Callable[[list[Any]], T], *arguments: Any) -> Call[T]:
+    """A call whose arguments fit the operation table.
+
+    Raises:
+        InvalidArgument: One does not; the text names it.
+    """
+    operation = OPERATIONS[name]
+    try:
+        return Call(operation, write_fields(operation.arguments, arguments), convert)
+    except ValueError as error:
+        raise InvalidArgument(f"{name}: {error}") from None
+
+
+def timeout_of(call: Call[Any], timeout_s: float | None) -> float:
+    """Seconds a call has: what the caller says, else the operation's own time."""
+    return call.operation.deadline_default_ms / 1000 if timeout_s is None else timeout_s
+
+
+def options_of(call: Call[Any], idempotency_token: bytes | None) -> dict[str, Any]:
+    """The option map of a request: a change always has a token, so that it can be sent again.
+
+    Raises:
+        InvalidArgument: The token has not 16 bytes.
+    """
+    if not call.operation.changes:
+        return {}
+    token = idempotency_token or secrets.token_bytes(IDEMPOTENCY_TOKEN_SIZE)
+    try:
+        return {"idempotency_token": OPTIONS["idempotency_token"].write(token)}
+    except ValueError as error:
+        raise InvalidArgument(f"idempotency_token: {error}") from None
+
+
+def reference_of(key: KeyName) -> str:
+    """The reference of a key that was named in either way."""
+    return key.key_id if isinstance(key, Key) else key
+
+
+def _moment(milliseconds: int) -> datetime.datetime:
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    return epoch + datetime.timedelta(milliseconds=milliseconds)
+
+
+def _key(record: KeyRecord) -> Key:
+    return Key(
+        format_key_id(record.key_id),
+        record.spec,
+        record.usage,
+        record.protection,
+        record.storage,
+        record.token,
+        record.state,
+        record.version,
+        tuple(ALIAS_PREFIX + alias for alias in record.aliases),
+        record.description,
+        record.tags,
+        _moment(record.created_at_ms),
+    )
+
+
+def _access_point(record: AccessPointRecord) -> AccessPoint:
+    return AccessPoint(
+        format_identifier(ACCESS_POINT_PREFIX, record.access_point_id),
+        record.name,
+        record.description,
+        record.state,
+        _moment(record.created_at_ms),
+    )
+
+
+def _client_key(record: ClientKeyRecord) -> ClientKey:
+    return ClientKey(
+        format_identifier(CLIENT_KEY_PREFIX, record.client_key_id),
+        record.access_point,
+        record.spki_sha256,
+        record.serial,
+        record.state,
+        _moment(record.not_before_ms),
+        _moment(record.not_after_ms),
+    )
+
+
+def encrypt(key: KeyName, plaintext: bytes, context: Mapping[str, str] | None) -> Call[Encrypted]:
+    """Encrypt one plaintext."""
+
+    def convert(values: list[Any]) -> Encrypted:
+        return Encrypted(values[0], format_key_id(values[1]), values[2])
+
+    return make_call("encrypt", convert, reference_of(key), context, plaintext)
+
+
+def decrypt(
+    ciphertext: bytes, context: Mapping[str, str] | None, key: KeyName | None
+) -> Call[Decrypted]:
+    """Open one envelope."""
+
+    def convert(values: list[Any]) -> Decrypted:
+        return Decrypted(values[0], format_key_id(values[1]), values[2])
+
+    pinned = None if key is None else reference_of(key)
+    return make_call("decrypt", convert, pinned, context, ciphertext)
+
+
+def sign(key: KeyName, message: bytes, algorithm: str, digest: bool) -> Call[Signature]:
+    """Sign a message or a digest."""
+
+    def convert(values: list[Any]) -> Signature:
+        return Signature(values[0], algorithm, format_key_id(values[1]), values[2])
+
+    return make_call("sign", convert, reference_of(key), algorithm, digest, message)
+
+
+def verify(
+    key: KeyName, message: bytes, signature: bytes, algorithm: str, digest: bool
+) -> Call[None]:
+    """Verify a signature; an answer means that it is valid."""
+    return make_call(
+        "verify", lambda _: None, reference_of(key), algorithm, digest, message, signature
+    )
+
+
+def public_key(key: KeyName) -> Call[PublicKey]:
+    """The public part of a signing key."""
+
+    def convert(values: list[Any]) -> PublicKey:
+        return PublicKey(values[0], values[1], format_key_id(values[2]), values[3])
+
+    return make_call("get_public_key", convert, reference_of(key))
+
+
+def generate_random(length: int) -> Call[bytes]:
+    """Random bytes."""
+
+    def convert(values: list[Any]) -> bytes:
+        random: bytes = values[0]
+        return random
+
+    return make_call("generate_random", convert, length)
+
+
+def create_key(
+    spec: str,
+    usage: str | None,
+    protection: str | None,
+    storage: str | None,
+    alias: str | None,
+    description: str,
+    tags: Mapping[str, str] | None,
+) -> Call[Key]:
+    """Make a key; what is None follows from the rest."""
+    if usage is None:
+        known = KEY_SPECS.get(spec)
+        usage = known.usage if known else ""
+    if protection is None:
+        protection = "hardware" if storage else "software"
+    return make_call(
+        "create_key",
+        lambda values: _key(values[0]),
+        spec,
+        usage,
+        protection,
+        storage,
+        alias,
+        description,
+        tags or {},
+    )
+
+
+def show_key(key: KeyName) -> Call[Key]:
+    """One key without its material."""
+    return make_call("show_key", lambda values: _key(values[0]), reference_of(key))
+
+
+def _list(name: str, convert: Callable[[Any], R], following: bytes) -> Call[Page[R]]:
+    def page(values: list[Any]) -> Page[R]:
+        return Page([convert(record) for record in values[0]], values[1])
+
+    return make_call(name, page, following, PAGE_ITEMS_MAX)
+
+
+def list_keys(following: bytes) -> Call[Page[Key]]:
+    """A page of keys."""
+    return _list("list_keys", _key, following)
+
+
+def list_access_points(following: bytes) -> Call[Page[AccessPoint]]:
+    """A page of access points."""
+    return _list("list_access_points", _access_point, following)
+
+
+def list_client_keys(following: bytes) -> Call[Page[ClientKey]]:
+    """A page of client keys."""
+    return _list("list_client_keys", _client_key, following)
+
+
+def create_access_point(name: str, description: str) -> Call[AccessPoint]:
+    """Make an access point."""
+    return make_call(
+        "create_access_point", lambda values: _access_point(values[0]), name, description
+    )
+
+
+def create_client_key(
+    access_point: str, csr: bytes | None, validity_days: int
+) -> Call[IssuedClientKey]:
+    """Issue a client certificate."""
+
+    def convert(values: list[Any]) -> IssuedClientKey:
+        record, certificate, ca, private_key = values
+        return IssuedClientKey(
+            _client_key(record),
+            pem_of("CERTIFICATE", certificate),
+            pem_of("CERTIFICATE", ca),
+            None if private_key is None else private_key.decode("ascii"),
+        )
+
+    request = None if csr is None else der_of_request(csr)
+    return make_call("create_client_key", convert, access_point, request, validity_days)
+
+
+def revoke_client_key(client_key_id: str) -> Call[ClientKey]:
+    """Refuse a client key from now on."""
+    try:
+        identifier = parse(CLIENT_KEY_PREFIX, client_key_id)
+    except ValueError as error:
+        raise InvalidArgument(f"revoke_client_key: {error}") from None
+    return make_call("revoke_client_key", lambda values: _client_key(values[0]), identifier)
+
+
+def status() -> Call[Status]:
+    """What the gateway is and how it fares."""
+
+    def convert(values: list[Any]) -> Status:
+        version, deployment, uptime_s, backend, root, store, revision, warnings, tokens = values
+        return Status(
+            version,
+            deployment.hex(),
+            uptime_s,
+            backend,
+            root,
+            store,
+            revision,
+            tuple(warnings),
+            tuple(TokenStatus(*token) for token in tokens),
+        )
+
+    return make_call("show_status", convert)

@@ -1,0 +1,542 @@
+"""The blocking client.
+
+One `Client` is one connection, shared by any number of threads; their requests go out as they come
+and are answered in any order. A connection that ends, or that the gateway wants to end, is replaced
+by the next request; what may be sent again is (see `_retry`). A child made by fork finds its
+inherited connection dropped and makes its own.
+"""
+
+import os
+import random
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from hsmux_protocol.errors import HsmuxError, Unavailable
+
+from . import _calls
+from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
+from ._blocking import BlockingLink, Ticket, connect_socket
+from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
+from ._link import Link
+from ._retry import CONNECT_TIMEOUT_S, Effort, TimedOut, unreachable
+from ._tls import ConnectionLost, make_client_context
+from .profiles import Profile, resolve_profile, split_address
+from .results import (
+    AccessPoint,
+    ClientKey,
+    Decrypted,
+    Encrypted,
+    IssuedClientKey,
+    Key,
+    PublicKey,
+    Signature,
+    Status,
+)
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+
+_clients: "weakref.WeakSet[Client]" = weakref.WeakSet()
+
+
+class Client:
+    """A gateway, for programs that block. Thread-safe; made by `connect`, ended by `close`.
+
+    Every method takes `timeout_s`, the seconds after which it gives up, reconnecting and retrying
+    included; without it, the operation's own time (10 s, 30 s to make a key or for a batch).
+    Methods that change something take `idempotency_token`, 16 bytes: a repeated call with the same
+    token and arguments is done once. Without it each call has a new one, so that it can be sent
+    again after a lost connection.
+
+    Every method may raise, beside what it names:
+        Denied, Unauthenticated: The client key or its access point may not.
+        Busy, Unavailable: For now; `retryable` is true, and it was tried until the deadline.
+        DeadlineExceeded: Time ran out.
+        OutcomeUnknown: A change was sent and no answer came: it may have been done.
+        InvalidArgument: An argument does not fit; nothing was sent.
+    """
+
+    def __init__(self, profile: Profile, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self._profile = profile
+        self._connect_timeout_s = connect_timeout_s
+        self._addresses = random.sample(profile.addresses, len(profile.addresses))
+        self._lock = threading.Lock()
+        self._blocking: BlockingLink | None = None
+        self._is_closed = False
+        _clients.add(self)
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: Sequence[str] | str | None = None,
+        *,
+        profile: str | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        private_key: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Self:
+        """Connect to a gateway; what is not given comes from a profile.
+
+        Args:
+            addresses: "host:port", or several: one is chosen, the others are tried after it.
+            profile: Name of a profile; None: `HSMUX_PROFILE`, else the default profile.
+            certificate: PEM file of the client certificate.
+            private_key: PEM file of its private key.
+            ca: PEM file of the CA of the gateway's certificate.
+            server_name: The name the gateway's certificate must have; None: the address' host.
+            timeout_s: Seconds for connecting, now and whenever the connection must be replaced.
+
+        Raises:
+            NotFound: A profile is needed and there is none.
+            InvalidArgument: A file or argument is not what it should be; the text names it.
+            Unauthenticated: The gateway refused the client key, or this side its certificate.
+            Unavailable: No address answered.
+        """
+        resolved = resolve_profile(
+            addresses,
+            profile=profile,
+            certificate=certificate,
+            private_key=private_key,
+            ca=ca,
+            server_name=server_name,
+        )
+        client = cls(resolved, timeout_s)
+        try:
+            client._usable_link(time.monotonic() + timeout_s)
+        except ConnectionLost as error:
+            raise unreachable(error) from None
+        return client
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else repr(self._blocking)
+        return f"Client({', '.join(self._profile.addresses)}, {state})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the connection; threads that wait for answers get Unavailable or OutcomeUnknown."""
+        with self._lock:
+            self._is_closed = True
+            if self._blocking is not None:
+                self._blocking.close()
+
+    # Using keys
+
+    def encrypt(
+        self,
+        key: KeyName,
+        plaintext: bytes,
+        *,
+        context: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Encrypted:
+        """Encrypt up to 64 KiB under the newest version of a key.
+
+        Args:
+            key: `key-<id>`, `alias/<name>`, either with `@version`, or a `Key`.
+            plaintext: 0 to 65,536 bytes.
+            context: Authenticated with the ciphertext, not secret: at most 16 entries, 4 KiB.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for encryption.
+        """
+        return self._perform(_calls.encrypt(key, plaintext, context), timeout_s)
+
+    def decrypt(
+        self,
+        ciphertext: bytes,
+        *,
+        context: Mapping[str, str] | None = None,
+        key: KeyName | None = None,
+        timeout_s: float | None = None,
+    ) -> Decrypted:
+        """Open an envelope that `encrypt` made; it names its key.
+
+        Args:
+            ciphertext: The envelope.
+            context: As it was encrypted with.
+            key: Refuse an envelope of any other key.
+            timeout_s: Seconds.
+
+        Raises:
+            InvalidCiphertext: It does not open: changed, or another context; never says which.
+            NotFound: Its key is not there.
+            WrongState: The key is disabled.
+        """
+        return self._perform(_calls.decrypt(ciphertext, context, key), timeout_s)
+
+    def encrypt_many(
+        self,
+        key: KeyName,
+        plaintexts: Sequence[bytes],
+        *,
+        context: Mapping[str, str] | None = None,
+        contexts: Sequence[Mapping[str, str] | None] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Encrypted | HsmuxError]:
+        """Encrypt many plaintexts under one key, any number, in batches.
+
+        Args:
+            key: As for `encrypt`.
+            plaintexts: Each 0 to 65,536 bytes.
+            context: For all of them.
+            contexts: One for each of them, instead.
+            timeout_s: Seconds for all of them; None: 30 s for each batch.
+
+        Returns:
+            A result or an error for each plaintext, in their order. An item that fails is never
+            raised; a failure of a whole batch is, when no other batch was done.
+        """
+        return self._perform_many(encrypt_many(key, plaintexts, context, contexts), timeout_s)
+
+    def decrypt_many(
+        self,
+        ciphertexts: Sequence[bytes],
+        *,
+        context: Mapping[str, str] | None = None,
+        contexts: Sequence[Mapping[str, str] | None] | None = None,
+        key: KeyName | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Decrypted | HsmuxError]:
+        """Open many envelopes, of one key or of many; as `encrypt_many`."""
+        return self._perform_many(decrypt_many(ciphertexts, context, contexts, key), timeout_s)
+
+    def sign(
+        self,
+        key: KeyName,
+        message: bytes,
+        *,
+        algorithm: str,
+        digest: bool = False,
+        timeout_s: float | None = None,
+    ) -> Signature:
+        """Sign a message, or its digest.
+
+        Args:
+            key: As for `encrypt`; a key for SIGN_VERIFY.
+            message: 0 to 65,536 bytes; or the digest, as long as the algorithm's hash.
+            algorithm: A name of `hsmux_protocol.keys.ALGORITHMS`, such as "ECDSA_SHA_256".
+            digest: Whether `message` is the digest.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for signing.
+        """
+        return self._perform(_calls.sign(key, message, algorithm, digest), timeout_s)
+
+    def verify(
+        self,
+        key: KeyName,
+        message: bytes,
+        signature: bytes,
+        *,
+        algorithm: str,
+        digest: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Verify a signature; returns when it is valid.
+
+        Raises:
+            InvalidSignature: It does not belong to this message and key.
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for signing.
+        """
+        self._perform(_calls.verify(key, message, signature, algorithm, digest), timeout_s)
+
+    def public_key(self, key: KeyName, *, timeout_s: float | None = None) -> PublicKey:
+        """The public part of a signing key.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key has no public part.
+        """
+        return self._perform(_calls.public_key(key), timeout_s)
+
+    def generate_random(self, length: int, *, timeout_s: float | None = None) -> bytes:
+        """1 to 4,096 random bytes: the operating system's, mixed with the token's."""
+        return self._perform(_calls.generate_random(length), timeout_s)
+
+    # Managing
+
+    def create_key(
+        self,
+        *,
+        spec: str,
+        usage: str | None = None,
+        protection: str | None = None,
+        storage: str | None = None,
+        alias: str | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Key:
+        """Make a key.
+
+        Args:
+            spec: "AES_256", "RSA_2048", "RSA_3072", "RSA_4096", "EC_P256" or "EC_P384".
+            usage: "ENCRYPT_DECRYPT" or "SIGN_VERIFY"; None: what the spec is for.
+            protection: "software" or "hardware"; None: hardware where `storage` is given.
+            storage: "hsm": the key lives in the token.
+            alias: `alias/<name>` for it.
+            description: At most 8 KiB.
+            tags: At most 50.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            Conflict: The alias is taken.
+            Unsupported: The token cannot make such a key.
+        """
+        call = _calls.create_key(spec, usage, protection, storage, alias, description, tags)
+        return self._perform(call, timeout_s, idempotency_token)
+
+    def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:
+        """All keys, in the order of their identifiers."""
+        return self._perform_pages(_calls.list_keys, timeout_s)
+
+    def show_key(self, key: KeyName, *, timeout_s: float | None = None) -> Key:
+        """One key without its material.
+
+        Raises:
+            NotFound: There is no such key.
+        """
+        return self._perform(_calls.show_key(key), timeout_s)
+
+    def create_access_point(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> AccessPoint:
+        """Make an access point: the identity of one application.
+
+        Raises:
+            Conflict: The name is taken.
+        """
+        call = _calls.create_access_point(name, description)
+        return self._perform(call, timeout_s, idempotency_token)
+
+    def list_access_points(self, *, timeout_s: float | None = None) -> list[AccessPoint]:
+        """All access points, in the order of their identifiers."""
+        return self._perform_pages(_calls.list_access_points, timeout_s)
+
+    def create_client_key(
+        self,
+        access_point: str,
+        *,
+        csr: bytes | None = None,
+        validity_days: int = VALIDITY_DAYS_DEFAULT,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> IssuedClientKey:
+        """Issue a client key to an access point.
+
+        Args:
+            access_point: Its name, or `ap-<identifier>`.
+            csr: A PKCS#10 request, PEM or DER, whose private key stays where it is; None: the
+                gateway makes a private key, which is in the answer and nowhere else.
+            validity_days: 1 to 1,830.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes; an answer with a private key is not given twice.
+
+        Raises:
+            NotFound: There is no such access point.
+        """
+        call = _calls.create_client_key(access_point, csr, validity_days)
+        return self._perform(call, timeout_s, idempotency_token)
+
+    def list_client_keys(self, *, timeout_s: float | None = None) -> list[ClientKey]:
+        """All client keys, in the order of their identifiers."""
+        return self._perform_pages(_calls.list_client_keys, timeout_s)
+
+    def revoke_client_key(
+        self,
+        client_key_id: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> ClientKey:
+        """Refuse a client key (`ck-<identifier>`) from now on, on open connections too.
+
+        Raises:
+            NotFound: There is no such client key.
+            Conflict: It is the one this client uses.
+        """
+        call = _calls.revoke_client_key(client_key_id)
+        return self._perform(call, timeout_s, idempotency_token)
+
+    def status(self, *, timeout_s: float | None = None) -> Status:
+        """What the gateway is and how it fares."""
+        return self._perform(_calls.status(), timeout_s)
+
+    # How it is done
+
+    def _perform(
+        self, call: Call[T], timeout_s: float | None, idempotency_token: bytes | None = None
+    ) -> T:
+        """Do one request, again where that is safe, until the deadline."""
+        options = _calls.options_of(call, idempotency_token)
+        effort = Effort(call.operation, time.monotonic() + _calls.timeout_of(call, timeout_s))
+        while True:
+            ticket: Ticket | None = None
+            try:
+                blocking, ticket = self._submit(call, options, effort)
+                return call.result(blocking.wait(ticket, effort.deadline))
+            except (ConnectionLost, HsmuxError, TimedOut) as error:
+                pause_s = effort.failed(error, time.monotonic(), sent=ticket is not None)
+            time.sleep(pause_s)
+
+    def _submit(
+        self, call: Call[Any], options: dict[str, Any], effort: Effort
+    ) -> tuple[BlockingLink, Ticket]:
+        now = time.monotonic()
+        effort.check(now)
+        blocking = self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
+        budget_ms = effort.budget_ms(time.monotonic())
+        operation, arguments = call.operation, call.arguments
+        return blocking, blocking.submit(operation, arguments, budget_ms, options, effort.deadline)
+
+    def _perform_pages(
+        self, page_call: Callable[[bytes], Call[Page[T]]], timeout_s: float | None
+    ) -> list[T]:
+        """Every page of a list; the time is for each page unless one is named for all."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        items: list[T] = []
+        following = b""
+        while True:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            page = self._perform(page_call(following), left_s)
+            items += page.items
+            following = page.following
+            if not following:
+                return items
+
+    def _perform_many(self, batches: Batches[T], timeout_s: float | None) -> list[T | HsmuxError]:
+        """Keep `WINDOW` batches on their way; one that fails in the window is done by itself."""
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        open_batches: deque[tuple[Batch[T], Effort, BlockingLink | None, Ticket | None]] = deque()
+        try:
+            for batch in batches.pending():
+                now = time.monotonic()
+                effort = Effort(
+                    batch.call.operation, end or now + _calls.timeout_of(batch.call, None)
+                )
+                open_batches.append((batch, effort, *self._try_submit(batch.call, effort)))
+                if len(open_batches) == WINDOW:
+                    self._finish_batch(batches, *open_batches.popleft())
+            while open_batches:
+                self._finish_batch(batches, *open_batches.popleft())
+        finally:
+            for _, _, blocking, ticket in open_batches:
+                if blocking is not None and ticket is not None:
+                    blocking.give_up(ticket)
+        return batches.results()
+
+    def _try_submit(
+        self, call: Call[Any], effort: Effort
+    ) -> tuple[BlockingLink | None, Ticket | None]:
+        try:
+            return self._submit(call, {}, effort)
+        except (ConnectionLost, HsmuxError, TimedOut):
+            return None, None
+
+    def _finish_batch(
+        self,
+        batches: Batches[T],
+        batch: Batch[T],
+        effort: Effort,
+        blocking: BlockingLink | None,
+        ticket: Ticket | None,
+    ) -> None:
+        try:
+            if blocking is not None and ticket is not None:
+                try:
+                    values = blocking.wait(ticket, effort.deadline)
+                    batches.done(batch, batch.call.result(values))
+                    return
+                except (ConnectionLost, HsmuxError, TimedOut) as error:
+                    time.sleep(effort.failed(error, time.monotonic(), sent=True))
+            left_s = effort.deadline - time.monotonic()
+            batches.done(batch, self._perform(batch.call, left_s))
+        except HsmuxError as error:
+            batches.failed(batch, error)
+
+    def _usable_link(self, deadline: float) -> BlockingLink:
+        """The connection, or a new one.
+
+        Raises:
+            HsmuxError: It is refused.
+            ConnectionLost: No address answers.
+        """
+        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise ConnectionLost("another thread is still connecting")
+        try:
+            if self._is_closed:
+                raise Unavailable("the client was closed; connect again")
+            if self._blocking is not None:
+                if self._blocking.link.is_open:
+                    return self._blocking
+                self._blocking.retire()
+            self._blocking = None
+            self._blocking = self._connect(deadline)
+            return self._blocking
+        finally:
+            self._lock.release()
+
+    def _connect(self, deadline: float) -> BlockingLink:
+        """Try the addresses in turn; the one that works stays first."""
+        context = make_client_context(self._profile)
+        lost = ConnectionLost("time ran out")
+        for left in range(len(self._addresses), 0, -1):
+            address = self._addresses[0]
+            # Each address gets its share, so that one that swallows packets leaves some for others.
+            now = time.monotonic()
+            until = now + max(0.0, deadline - now) / left
+            host, port = split_address(address)
+            try:
+                connected = connect_socket(host, port, until - now)
+                blocking = BlockingLink(Link(context, self._profile.server_name or host), connected)
+                blocking.open(until)
+                return blocking
+            except ConnectionLost as error:
+                lost = ConnectionLost(f"{address}: {error}")
+            self._addresses.append(self._addresses.pop(0))
+        raise lost
+
+    def _after_fork_in_child(self) -> None:
+        if self._blocking is not None:
+            self._blocking.drop_in_child()
+        self._blocking = None
+        self._lock = threading.Lock()
+
+
+def _drop_inherited() -> None:
+    for client in _clients:
+        client._after_fork_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_drop_inherited)

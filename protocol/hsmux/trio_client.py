@@ -1,0 +1,498 @@
+"""The Trio client: the methods of `Client`, to await.
+
+One `TrioClient` is one connection, shared by any number of tasks. It is an async context manager
+and has no background task: errors come out of the methods as they are, never in an exception group.
+Cancelling a method cancels its request with the gateway; of a change that was sent already nobody
+can then say whether it was done.
+"""
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import trio
+
+from hsmux_protocol.errors import HsmuxError, Unavailable
+
+from . import _calls
+from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
+from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
+from ._link import Link
+from ._retry import CONNECT_TIMEOUT_S, Effort, TimedOut, unreachable
+from ._tls import ConnectionLost, make_client_context
+from ._trio_link import TrioLink, connect_socket
+from .profiles import Profile, resolve_profile, split_address
+from .results import (
+    AccessPoint,
+    ClientKey,
+    Decrypted,
+    Encrypted,
+    IssuedClientKey,
+    Key,
+    PublicKey,
+    Signature,
+    Status,
+)
+
+__all__ = ["TrioClient"]
+
+T = TypeVar("T")
+
+
+class TrioClient:
+    """A gateway, for Trio programs: `async with TrioClient.connect() as client:`.
+
+    Every method takes `timeout_s` and `idempotency_token` as those of `hsmux.Client` do, and may
+    raise what they raise.
+    """
+
+    def __init__(self, profile: Profile, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self._profile = profile
+        self._connect_timeout_s = connect_timeout_s
+        self._addresses = random.sample(profile.addresses, len(profile.addresses))
+        self._connecting = trio.Lock()
+        self._link: TrioLink | None = None
+        self._is_closed = False
+
+    @classmethod
+    def connect(
+        cls,
+        addresses: Sequence[str] | str | None = None,
+        *,
+        profile: str | None = None,
+        certificate: str | os.PathLike[str] | None = None,
+        private_key: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        server_name: str | None = None,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+    ) -> Self:
+        """A client that connects when it is entered; what is not given comes from a profile.
+
+        Args:
+            addresses: "host:port", or several: one is chosen, the others are tried after it.
+            profile: Name of a profile; None: `HSMUX_PROFILE`, else the default profile.
+            certificate: PEM file of the client certificate.
+            private_key: PEM file of its private key.
+            ca: PEM file of the CA of the gateway's certificate.
+            server_name: The name the gateway's certificate must have; None: the address' host.
+            timeout_s: Seconds for connecting, now and whenever the connection must be replaced.
+
+        Raises:
+            NotFound: A profile is needed and there is none.
+            InvalidArgument: An argument or profile is not what it should be.
+        """
+        resolved = resolve_profile(
+            addresses,
+            profile=profile,
+            certificate=certificate,
+            private_key=private_key,
+            ca=ca,
+            server_name=server_name,
+        )
+        return cls(resolved, timeout_s)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else repr(self._link)
+        return f"TrioClient({', '.join(self._profile.addresses)}, {state})"
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            InvalidArgument: A file is not what it should be; the text names it.
+            Unauthenticated: The gateway refused the client key, or this side its certificate.
+            Unavailable: No address answered.
+        """
+        try:
+            await self._usable_link(trio.current_time() + self._connect_timeout_s)
+        except ConnectionLost as error:
+            raise unreachable(error) from None
+        return self
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    def close(self) -> None:
+        """End the connection; tasks that wait for answers get Unavailable or OutcomeUnknown."""
+        self._is_closed = True
+        if self._link is not None:
+            self._link.close()
+
+    # Using keys
+
+    async def encrypt(
+        self,
+        key: KeyName,
+        plaintext: bytes,
+        *,
+        context: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Encrypted:
+        """Encrypt up to 64 KiB under the newest version of a key.
+
+        Args:
+            key: `key-<id>`, `alias/<name>`, either with `@version`, or a `Key`.
+            plaintext: 0 to 65,536 bytes.
+            context: Authenticated with the ciphertext, not secret: at most 16 entries, 4 KiB.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for encryption.
+        """
+        return await self._perform(_calls.encrypt(key, plaintext, context), timeout_s)
+
+    async def decrypt(
+        self,
+        ciphertext: bytes,
+        *,
+        context: Mapping[str, str] | None = None,
+        key: KeyName | None = None,
+        timeout_s: float | None = None,
+    ) -> Decrypted:
+        """Open an envelope that `encrypt` made; it names its key.
+
+        Args:
+            ciphertext: The envelope.
+            context: As it was encrypted with.
+            key: Refuse an envelope of any other key.
+            timeout_s: Seconds.
+
+        Raises:
+            InvalidCiphertext: It does not open: changed, or another context; never says which.
+            NotFound: Its key is not there.
+            WrongState: The key is disabled.
+        """
+        return await self._perform(_calls.decrypt(ciphertext, context, key), timeout_s)
+
+    async def encrypt_many(
+        self,
+        key: KeyName,
+        plaintexts: Sequence[bytes],
+        *,
+        context: Mapping[str, str] | None = None,
+        contexts: Sequence[Mapping[str, str] | None] | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Encrypted | HsmuxError]:
+        """Encrypt many plaintexts under one key, any number, in batches.
+
+        Args:
+            key: As for `encrypt`.
+            plaintexts: Each 0 to 65,536 bytes.
+            context: For all of them.
+            contexts: One for each of them, instead.
+            timeout_s: Seconds for all of them; None: 30 s for each batch.
+
+        Returns:
+            A result or an error for each plaintext, in their order. An item that fails is never
+            raised; a failure of a whole batch is, when no other batch was done.
+        """
+        return await self._perform_many(encrypt_many(key, plaintexts, context, contexts), timeout_s)
+
+    async def decrypt_many(
+        self,
+        ciphertexts: Sequence[bytes],
+        *,
+        context: Mapping[str, str] | None = None,
+        contexts: Sequence[Mapping[str, str] | None] | None = None,
+        key: KeyName | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Decrypted | HsmuxError]:
+        """Open many envelopes, of one key or of many; as `encrypt_many`."""
+        return await self._perform_many(
+            decrypt_many(ciphertexts, context, contexts, key), timeout_s
+        )
+
+    async def sign(
+        self,
+        key: KeyName,
+        message: bytes,
+        *,
+        algorithm: str,
+        digest: bool = False,
+        timeout_s: float | None = None,
+    ) -> Signature:
+        """Sign a message, or its digest.
+
+        Args:
+            key: As for `encrypt`; a key for SIGN_VERIFY.
+            message: 0 to 65,536 bytes; or the digest, as long as the algorithm's hash.
+            algorithm: A name of `hsmux_protocol.keys.ALGORITHMS`, such as "ECDSA_SHA_256".
+            digest: Whether `message` is the digest.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for signing.
+        """
+        return await self._perform(_calls.sign(key, message, algorithm, digest), timeout_s)
+
+    async def verify(
+        self,
+        key: KeyName,
+        message: bytes,
+        signature: bytes,
+        *,
+        algorithm: str,
+        digest: bool = False,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Verify a signature; returns when it is valid.
+
+        Raises:
+            InvalidSignature: It does not belong to this message and key.
+            NotFound: There is no such key.
+            WrongState: The key is disabled, or not for signing.
+        """
+        await self._perform(_calls.verify(key, message, signature, algorithm, digest), timeout_s)
+
+    async def public_key(self, key: KeyName, *, timeout_s: float | None = None) -> PublicKey:
+        """The public part of a signing key.
+
+        Raises:
+            NotFound: There is no such key.
+            WrongState: The key has no public part.
+        """
+        return await self._perform(_calls.public_key(key), timeout_s)
+
+    async def generate_random(self, length: int, *, timeout_s: float | None = None) -> bytes:
+        """1 to 4,096 random bytes: the operating system's, mixed with the token's."""
+        return await self._perform(_calls.generate_random(length), timeout_s)
+
+    # Managing
+
+    async def create_key(
+        self,
+        *,
+        spec: str,
+        usage: str | None = None,
+        protection: str | None = None,
+        storage: str | None = None,
+        alias: str | None = None,
+        description: str = "",
+        tags: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Key:
+        """Make a key.
+
+        Args:
+            spec: "AES_256", "RSA_2048", "RSA_3072", "RSA_4096", "EC_P256" or "EC_P384".
+            usage: "ENCRYPT_DECRYPT" or "SIGN_VERIFY"; None: what the spec is for.
+            protection: "software" or "hardware"; None: hardware where `storage` is given.
+            storage: "hsm": the key lives in the token.
+            alias: `alias/<name>` for it.
+            description: At most 8 KiB.
+            tags: At most 50.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            Conflict: The alias is taken.
+            Unsupported: The token cannot make such a key.
+        """
+        call = _calls.create_key(spec, usage, protection, storage, alias, description, tags)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def list_keys(self, *, timeout_s: float | None = None) -> list[Key]:
+        """All keys, in the order of their identifiers."""
+        return await self._perform_pages(_calls.list_keys, timeout_s)
+
+    async def show_key(self, key: KeyName, *, timeout_s: float | None = None) -> Key:
+        """One key without its material.
+
+        Raises:
+            NotFound: There is no such key.
+        """
+        return await self._perform(_calls.show_key(key), timeout_s)
+
+    async def create_access_point(
+        self,
+        name: str,
+        *,
+        description: str = "",
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> AccessPoint:
+        """Make an access point: the identity of one application.
+
+        Raises:
+            Conflict: The name is taken.
+        """
+        call = _calls.create_access_point(name, description)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def list_access_points(self, *, timeout_s: float | None = None) -> list[AccessPoint]:
+        """All access points, in the order of their identifiers."""
+        return await self._perform_pages(_calls.list_access_points, timeout_s)
+
+    async def create_client_key(
+        self,
+        access_point: str,
+        *,
+        csr: bytes | None = None,
+        validity_days: int = VALIDITY_DAYS_DEFAULT,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> IssuedClientKey:
+        """Issue a client key to an access point.
+
+        Args:
+            access_point: Its name, or `ap-<identifier>`.
+            csr: A PKCS#10 request, PEM or DER, whose private key stays where it is; None: the
+                gateway makes a private key, which is in the answer and nowhere else.
+            validity_days: 1 to 1,830.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes; an answer with a private key is not given twice.
+
+        Raises:
+            NotFound: There is no such access point.
+        """
+        call = _calls.create_client_key(access_point, csr, validity_days)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def list_client_keys(self, *, timeout_s: float | None = None) -> list[ClientKey]:
+        """All client keys, in the order of their identifiers."""
+        return await self._perform_pages(_calls.list_client_keys, timeout_s)
+
+    async def revoke_client_key(
+        self,
+        client_key_id: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> ClientKey:
+        """Refuse a client key (`ck-<identifier>`) from now on, on open connections too.
+
+        Raises:
+            NotFound: There is no such client key.
+            Conflict: It is the one this client uses.
+        """
+        call = _calls.revoke_client_key(client_key_id)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        """What the gateway is and how it fares."""
+        return await self._perform(_calls.status(), timeout_s)
+
+    # How it is done
+
+    async def _perform(
+        self, call: Call[T], timeout_s: float | None, idempotency_token: bytes | None = None
+    ) -> T:
+        """Do one request, again where that is safe, until the deadline."""
+        options = _calls.options_of(call, idempotency_token)
+        effort = Effort(call.operation, trio.current_time() + _calls.timeout_of(call, timeout_s))
+        while True:
+            sent: list[bool] = []
+            try:
+                return call.result(await self._try(call, options, effort, sent))
+            except (ConnectionLost, HsmuxError, TimedOut) as error:
+                pause_s = effort.failed(error, trio.current_time(), sent=bool(sent))
+            await trio.sleep(pause_s)
+
+    async def _try(
+        self, call: Call[Any], options: dict[str, Any], effort: Effort, sent: list[bool]
+    ) -> list[Any]:
+        """One try; `sent` gets an item once the request is on its way."""
+        now = trio.current_time()
+        effort.check(now)
+        link = await self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
+        budget_ms = effort.budget_ms(trio.current_time())
+        operation, arguments = call.operation, call.arguments
+        return await link.request(
+            operation, arguments, budget_ms, options, effort.deadline, lambda: sent.append(True)
+        )
+
+    async def _perform_pages(
+        self, page_call: Callable[[bytes], Call[Page[T]]], timeout_s: float | None
+    ) -> list[T]:
+        """Every page of a list; the time is for each page unless one is named for all."""
+        deadline = None if timeout_s is None else trio.current_time() + timeout_s
+        items: list[T] = []
+        following = b""
+        while True:
+            left_s = None if deadline is None else deadline - trio.current_time()
+            page = await self._perform(page_call(following), left_s)
+            items += page.items
+            following = page.following
+            if not following:
+                return items
+
+    async def _perform_many(
+        self, batches: Batches[T], timeout_s: float | None
+    ) -> list[T | HsmuxError]:
+        """Keep `WINDOW` batches on their way."""
+        end = None if timeout_s is None else trio.current_time() + timeout_s
+        failures: list[HsmuxError] = []
+
+        async def work(scope: trio.CancelScope) -> None:
+            for batch in batches.pending():
+                try:
+                    await self._perform_batch(batches, batch, end)
+                except HsmuxError as error:
+                    failures.append(error)
+                    scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(WINDOW):
+                nursery.start_soon(work, nursery.cancel_scope)
+        if failures:
+            raise failures[0]
+        return batches.results()
+
+    async def _perform_batch(self, batches: Batches[T], batch: Batch[T], end: float | None) -> None:
+        left_s = None if end is None else end - trio.current_time()
+        try:
+            batches.done(batch, await self._perform(batch.call, left_s))
+        except HsmuxError as error:
+            batches.failed(batch, error)
+
+    async def _usable_link(self, deadline: float) -> TrioLink:
+        """The connection, or a new one.
+
+        Raises:
+            HsmuxError: It is refused.
+            ConnectionLost: No address answers.
+        """
+        with trio.move_on_at(deadline):
+            async with self._connecting:
+                if self._is_closed:
+                    raise Unavailable("the client was closed; enter a new one")
+                if self._link is not None:
+                    if self._link.link.is_open:
+                        return self._link
+                    self._link.retire()
+                self._link = None
+                self._link = await self._connect(deadline)
+                return self._link
+        raise ConnectionLost("the gateway did not answer in time")
+
+    async def _connect(self, deadline: float) -> TrioLink:
+        """Try the addresses in turn; the one that works stays first."""
+        context = make_client_context(self._profile)
+        lost = ConnectionLost("time ran out")
+        for left in range(len(self._addresses), 0, -1):
+            address = self._addresses[0]
+            # Each address gets its share, so that one that swallows packets leaves some for others.
+            now = trio.current_time()
+            host, port = split_address(address)
+            try:
+                with trio.move_on_at(now + max(0.0, deadline - now) / left):
+                    link = Link(context, self._profile.server_name or host)
+                    connection = TrioLink(link, await connect_socket(host, port))
+                    await connection.open()
+                    return connection
+                lost = ConnectionLost(f"{address}: no answer in time")
+            except ConnectionLost as error:
+                lost = ConnectionLost(f"{address}: {error}")
+            self._addresses.append(self._addresses.pop(0))
+        raise lost
