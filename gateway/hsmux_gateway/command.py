@@ -61,7 +61,7 @@ def init(config: Path) -> Initialised:
     Returns:
         Where the first administrator's client key is.
     """
-    log_to(sys.stderr)
+    log_to(sys.stderr, level="warning")
     return _run(run_init, load_config(config))
 
 
@@ -102,6 +102,7 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     """Try what a token can do, and show it; nothing is left behind in it."""
     from .hsm.probe import probe
 
+    log_to(sys.stderr, level="warning")
     name, settings, instance = _token_of(config, token)
     try:
         found = _run(probe, settings, instance)

@@ -398,8 +398,8 @@ def _facts(gateway: Gateway, engine: Engine, cryptography: CryptographyService) 
     )
 
 
-def log_to(file: TextIO) -> None:
-    """Structured log lines, JSON, to an open file."""
+def log_to(file: TextIO, *, level: str = "info") -> None:
+    """Structured log lines, JSON, to an open file; those of a level and above."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -407,7 +407,7 @@ def log_to(file: TextIO) -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.WriteLoggerFactory(file),
         cache_logger_on_first_use=False,
     )
