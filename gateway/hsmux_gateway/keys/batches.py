@@ -26,7 +26,9 @@ from hsmux_protocol.errors import (
 from hsmux_protocol.limits import FRAME_SIZE_MAX, SECTION_OVERHEAD_SIZE
 
 __all__ = [
+    "DECRYPT_ITEM_SIZE",
     "DECRYPT_STATUS",
+    "ENCRYPT_ITEM_SIZE",
     "ENCRYPT_STATUS",
     "check_contexts",
     "check_fits",
@@ -36,8 +38,14 @@ __all__ = [
     "status_column",
 ]
 
-ITEM_OVERHEAD_SIZE: Final = 4 + 2 + 4
-"""Bytes an item adds to an answer beside its own: an offset, a status, a version."""
+ANSWER_SIZE_MAX: Final = FRAME_SIZE_MAX - SECTION_OVERHEAD_SIZE
+"""Bytes of an answer that items can take."""
+
+ENCRYPT_ITEM_SIZE: Final = 4 + 2
+"""Bytes an item adds to an answer beside its own: an offset and a status."""
+
+DECRYPT_ITEM_SIZE: Final = 4 + 2 + 4
+"""The same: an offset, a status and a version."""
 
 # Item statuses of the C module and of tokens, as error numbers: done, invalid, too large, late,
 # unavailable.
@@ -106,28 +114,27 @@ def context_column(prefix: bytes, contexts: Sequence[bytes]) -> bytes:
     return pack_column([prefix + context for context in contexts])
 
 
-def check_fits(column: bytes, growth_size: int) -> None:
+def check_fits(column: bytes, growth_size: int, item_size: int) -> None:
     """Refuse a batch whose answer would be too large, before anything is done.
 
     Args:
         column: The items as they came.
-        growth_size: Bytes an item grows by.
+        growth_size: Bytes an item grows by; negative when it shrinks.
+        item_size: Bytes an item adds to the answer beside its own.
 
     Raises:
         TooLarge: The answer would pass the frame cap; the text names how many items fit.
+        InvalidArgument: The column is malformed.
     """
-    room = FRAME_SIZE_MAX - SECTION_OVERHEAD_SIZE
-    each = growth_size + ITEM_OVERHEAD_SIZE
     count = column_count(column)
-    if len(column) + count * each <= room:
+    if len(column) + count * (max(growth_size, 0) + item_size) <= ANSWER_SIZE_MAX:
         return
     used = fitting = 0
     for item in read_column(column, "items"):
-        used += len(item) + each + 4
-        if used > room:
-            break
-        fitting += 1
-    raise TooLarge(f"the answer to {count} items is too large; the first {fitting} fit")
+        used += max(len(item) + growth_size, 0) + item_size
+        fitting += used <= ANSWER_SIZE_MAX
+    if fitting < count:
+        raise TooLarge(f"the answer to {count} items is too large; the first {fitting} fit")
 
 
 def status_column(statuses: Sequence[int], table: Sequence[int]) -> bytes:

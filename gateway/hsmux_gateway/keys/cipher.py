@@ -22,9 +22,10 @@ from hsmux_protocol.errors import (
     WrongState,
 )
 from hsmux_protocol.keys import KEY_SPECS
+from hsmux_protocol.limits import ITEM_SIZE_MAX
 
 from ..store.rows import KeyRow, KeyVersionRow
-from .batches import context_column
+from .batches import context_column, read_column
 from .counters import UseCounters
 from .hsm_keys import HsmKeys
 from .material import Materials
@@ -38,6 +39,9 @@ __all__ = [
     "only_output",
 ]
 
+STATUS_TOO_LARGE: Final = 2
+"""Of an item that is larger than `ITEM_SIZE_MAX`."""
+
 RETRY_AFTER_MS: Final = 200
 """What a caller is told to wait when a token failed in the middle."""
 
@@ -48,10 +52,11 @@ class KeyInUse:
     Attributes:
         row: The key.
         version: The version.
+        suite: How it encrypts.
         header: The envelope header of everything it encrypts.
     """
 
-    __slots__ = ("header", "row", "version")
+    __slots__ = ("header", "row", "suite", "version")
 
     def __init__(self, row: KeyRow, version: KeyVersionRow) -> None:
         spec = KEY_SPECS[row.spec]
@@ -60,6 +65,7 @@ class KeyInUse:
             raise WrongState(f"a key of spec {row.spec} does not encrypt")
         self.row = row
         self.version = version
+        self.suite = suite
         self.header = make_header(suite, row.key_id, version.version)
 
 
@@ -166,18 +172,24 @@ class HardwareCipher:
         *,
         tenant: bytes,
     ) -> tuple[bytes, Sequence[int]]:
-        """Envelopes and statuses."""
+        """Envelopes and statuses; a malformed column never gets as far as a worker."""
         token, hsm_key = self._hsm_keys.find(key.row.spec, key.version)
-        count = int.from_bytes(plaintexts[:4], "big")
-        await self._counters.take(key.row.key_id, key.version.version, count)
+        items = read_column(plaintexts, "plaintexts")
+        fitting = [index for index, item in enumerate(items) if len(item) <= ITEM_SIZE_MAX]
+        if len(fitting) < len(items):
+            plaintexts = pack_column([items[index] for index in fitting])
+            contexts = contexts if len(contexts) == 1 else [contexts[index] for index in fitting]
+        await self._counters.take(key.row.key_id, key.version.version, len(fitting))
         data = context_column(key.header, contexts)
         result = await self._hsm_keys.ask(
             lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
         )
+        envelopes, statuses = [b""] * len(items), [STATUS_TOO_LARGE] * len(items)
         outputs = unpack_column(result.outputs)
-        header = key.header
-        envelopes = [header + output if output else b"" for output in outputs]
-        return pack_column(envelopes), result.statuses
+        for index, output, status in zip(fitting, outputs, result.statuses, strict=True):
+            envelopes[index] = key.header + output if output else b""
+            statuses[index] = status
+        return pack_column(envelopes), statuses
 
     async def decrypt(
         self,

@@ -18,7 +18,7 @@ from hsmux_protocol.columns import (
     pack_u32_column,
     unpack_column,
 )
-from hsmux_protocol.envelope import HEADER_SIZE, Header, parse_header
+from hsmux_protocol.envelope import HEADER_SIZE, SUITE_AES_GCM, Header, parse_header
 from hsmux_protocol.errors import (
     InternalError,
     InvalidArgument,
@@ -27,14 +27,16 @@ from hsmux_protocol.errors import (
     NotFound,
     WrongState,
 )
-from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS, Algorithm
+from hsmux_protocol.keys import ALGORITHMS, Algorithm
 from hsmux_protocol.references import KeyReference, format_key_id
 
 from ..call import Call
 from ..catalog import Catalog
 from ..store.rows import KeyRow, KeyVersionRow
 from .batches import (
+    DECRYPT_ITEM_SIZE,
     DECRYPT_STATUS,
+    ENCRYPT_ITEM_SIZE,
     ENCRYPT_STATUS,
     check_contexts,
     check_fits,
@@ -60,6 +62,9 @@ log = structlog.get_logger("hsmux.keys")
 
 INLINE: Final = frozenset({"encrypt", "decrypt", "encrypt_batch", "decrypt_batch"})
 """Operations that wait for nothing when the key is software-protected."""
+
+SHRINKAGE_SIZE: Final = SUITE_AES_GCM.overhead_size
+"""Bytes an envelope loses at least when it is opened."""
 
 SIGNERS_MAX: Final = 8
 """Threads that sign or verify at a time; more wait for one."""
@@ -171,9 +176,7 @@ class CryptographyService:
     ) -> list[Any]:
         """A column of plaintexts into a column of envelopes, a status an item."""
         used = self._in_use(self._catalog.find_key(key), key.version)
-        suite = KEY_SPECS[used.row.spec].software_suite or KEY_SPECS[used.row.spec].hardware_suite
-        assert suite is not None
-        check_fits(plaintexts, suite.overhead_size)
+        check_fits(plaintexts, used.suite.overhead_size, ENCRYPT_ITEM_SIZE)
         items = check_contexts(context, contexts, column_count(plaintexts))
         try:
             column, statuses = await self._ciphers[used.row.protection].encrypt(
@@ -204,6 +207,7 @@ class CryptographyService:
         items = read_column(ciphertexts, "ciphertexts")
         chosen = check_contexts(context, contexts, len(items))
         row = self._catalog.find_key(key or _first_named(items))
+        check_fits(ciphertexts, -SHRINKAGE_SIZE, DECRYPT_ITEM_SIZE)
         groups = _versions(items, row.key_id)
         if key is not None and key.version is not None:
             groups = {key.version: groups.get(key.version, [])}
