@@ -13,9 +13,8 @@ context`, the label of suite 3 is the same. So an envelope cannot be moved to an
 or suite, and a suite must be the one its key version has. Parsing needs no key and says nothing
 about whether the envelope opens.
 
-Sources: XAES-256-GCM is specified by C2SP (c2sp.org/XAES-256-GCM); AES-GCM by NIST SP 800-38D;
-    RSA-OAEP by RFC 8017
-section 7.1.
+Sources: XAES-256-GCM is specified by C2SP (c2sp.org/XAES-256-GCM), AES-GCM by NIST SP 800-38D,
+RSA-OAEP by RFC 8017 section 7.1.
 """
 
 import struct
@@ -42,8 +41,13 @@ _HEADER: Final = struct.Struct(">2sBB16sI")
 
 
 class Suite(NamedTuple):
-    """How the bytes behind the header are made; sizes in bytes. `overhead_size` is header, nonce
-    and tag.
+    """How the bytes behind the header are made.
+
+    Attributes:
+        number: In the header.
+        name: For people.
+        nonce_size: Bytes of the nonce.
+        tag_size: Bytes of the tag.
     """
 
     number: int
@@ -53,6 +57,7 @@ class Suite(NamedTuple):
 
     @property
     def overhead_size(self) -> int:
+        """Bytes an envelope has beside its ciphertext."""
         return HEADER_SIZE + self.nonce_size + self.tag_size
 
 

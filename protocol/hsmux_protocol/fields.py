@@ -37,6 +37,7 @@ __all__ = [
 TAGS_MAX: Final = 50
 TAG_SIZE_MAX: Final = 256
 NUMBERS_MAX: Final = 64
+NUMBER_NAME_SIZE_MAX: Final = 64
 
 
 class FieldType(Protocol):
@@ -162,7 +163,7 @@ class Choice:
     write = read
 
     def describe(self) -> str:
-        return f"str: {', '.join(self.names)}"
+        return f"str: {', '.join(name or 'empty' for name in self.names)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,7 @@ class Tags:
         return self.read(dict(value) if isinstance(value, Mapping) else value)
 
     def describe(self) -> str:
-        return f"map of 0..{TAGS_MAX} str to str"
+        return f"map of 0..{TAGS_MAX}: str 1..{TAG_SIZE_MAX} bytes to str 0..{TAG_SIZE_MAX} bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +278,13 @@ class Numbers:
     def read(self, value: Any) -> dict[str, int]:
         if not isinstance(value, dict) or len(value) > NUMBERS_MAX:
             raise ValueError(f"must be a map of at most {NUMBERS_MAX} numbers")
-        name_type, number_type = Text(64, 1), Integer(2**63)
+        name_type, number_type = Text(NUMBER_NAME_SIZE_MAX, 1), Integer(2**63)
         return {name_type.read(name): number_type.read(number) for name, number in value.items()}
 
     write = read
 
     def describe(self) -> str:
-        return f"map of 0..{NUMBERS_MAX} str to int"
+        return f"map of 0..{NUMBERS_MAX}: str 1..{NUMBER_NAME_SIZE_MAX} bytes to int 0..{2**63}"
 
 
 @dataclass(frozen=True, slots=True)

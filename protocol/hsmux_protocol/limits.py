@@ -1,7 +1,7 @@
 """Every limit of the wire format, with its unit and its reason.
 
-A limit named here is announced in WELCOME where a peer can act on it, and PROTOCOL.md lists it; a
-test compares the two.
+A limit named here is announced in WELCOME where a peer can act on it, and PROTOCOL.md lists it with
+the text below it: what is counted, a colon, and why.
 """
 
 from typing import Final
@@ -38,37 +38,39 @@ ELEMENTS_MAX: Final = 4096
 """msgpack values in one frame: each becomes an object of 30 to 100 bytes when decoded."""
 
 ID_MAX: Final = 2**64 - 1
-"""Largest request id; 0 is the connection itself."""
+"""Largest request id: what a u64 holds; 0 is the connection itself."""
 
 ITEM_SIZE_MAX: Final = 64 * 1024
-"""Bytes of one plaintext or message: larger data takes a data key and a stream."""
+"""Bytes of one plaintext or message: larger data is split, so that others get their turn."""
 
 BATCH_ITEMS_MAX: Final = 16384
-"""Items of one batch."""
+"""Items of one batch: bounds the time one request keeps others waiting."""
 
 CONTEXT_ENTRIES_MAX: Final = 16
-"""Entries of one encryption context."""
+"""Entries of one encryption context: it names what a ciphertext belongs to, it is no data."""
 
 CONTEXT_SIZE_MAX: Final = 4 * 1024
-"""Bytes of one encoded encryption context."""
+"""Bytes of one encoded encryption context: it is authenticated again for every item."""
 
 RANDOM_SIZE_MAX: Final = 4096
-"""Bytes of one generate_random."""
+"""Bytes of one generate_random: tokens make them slowly."""
 
 REFERENCE_SIZE_MAX: Final = 6 + 128 + 11
-"""Bytes of the longest key reference: `alias/`, a name and `@4294967295`."""
+"""Bytes of a key reference: the longest is `alias/`, a name and `@4294967295`."""
 
 QUOTED_MAX: Final = 64
 """Characters of a caller's text that an error repeats: an answer must stay small."""
 
 IDEMPOTENCY_TOKEN_SIZE: Final = 16
-"""Bytes of an idempotency token."""
+"""Bytes of an idempotency token: random ones of this size do not collide."""
 
 PIPELINE_MAX: Final = 1024
-"""Requests a client may have unanswered on one connection."""
+"""Requests a client may have unanswered on one connection: bounds what a peer must remember."""
 
 REQUESTS_IN_FLIGHT_MAX: Final = 64
-"""Requests of one connection in Python or HSM work; then the gateway stops reading."""
+"""Requests of one connection that wait for something in the gateway: at this number it stops
+reading, so one connection cannot fill every queue.
+"""
 
 SECTION_OVERHEAD_SIZE: Final = 512
-"""Bytes kept free in an answer for everything that is not item data."""
+"""Bytes of an answer kept free: its frame and every value that is not an item of a batch."""

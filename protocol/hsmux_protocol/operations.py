@@ -6,8 +6,8 @@ vocabulary and PROTOCOL.md are tested against this table. A handler takes the ar
 order and under these names; a client method takes them by name. Numbers are never reused.
 
 Deadlines: a request's `budget_ms` of 0 means `deadline_default_ms`; more than `deadline_max_ms`
-    is cut to it. `kill_s` is
-how long one PKCS#11 call of the operation may take before its worker is killed.
+is cut to it. `kill_s` is how long one PKCS#11 call of the operation may take before its worker is
+killed.
 """
 
 from dataclasses import dataclass
@@ -38,10 +38,13 @@ from .limits import (
 from .records import AccessPointRecord, ClientKeyRecord, KeyRecord, TokenRecord
 
 __all__ = [
+    "ENVELOPE_SIZE_MAX",
     "OPERATIONS",
     "OPERATION_BY_NUMBER",
     "OPTIONS",
     "RECORDS",
+    "SIGNATURE_SIZE_MAX",
+    "VALIDITY_DAYS_MAX",
     "Operation",
 ]
 

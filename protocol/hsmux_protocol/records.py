@@ -11,14 +11,14 @@ class KeyRecord(NamedTuple):
     """A key without its material.
 
     Attributes:
-        key_id: 16 bytes.
-        spec: A name of `hsmux_protocol.keys.KEY_SPECS`.
-        usage: "ENCRYPT_DECRYPT" or "SIGN_VERIFY".
-        protection: "software" or "hardware".
+        key_id: 16 bytes that name the key for ever.
+        spec: What it is, a name of `hsmux_protocol.keys.KEY_SPECS`.
+        usage: The one thing it is for.
+        protection: Where its material is used.
         storage: "hsm" for a hardware-protected key that lives in its token; empty for a
             software-protected one.
         token: The token's configured name; empty for a software-protected key.
-        state: A name of `hsmux_protocol.keys.KEY_STATES`.
+        state: What may be done with it, a name of `hsmux_protocol.keys.KEY_STATES`.
         version: The newest version's number, from 1.
         aliases: Alias names without `alias/`, ascending.
         description: What the owner wrote.
@@ -41,7 +41,15 @@ class KeyRecord(NamedTuple):
 
 
 class AccessPointRecord(NamedTuple):
-    """An application access point: the identity of one application."""
+    """An application access point: the identity of one application.
+
+    Attributes:
+        access_point_id: 16 bytes that name it for ever.
+        name: Unique in the deployment.
+        description: What its maker wrote.
+        state: Whether it is accepted.
+        created_at_ms: When it was made, in milliseconds since 1970 UTC.
+    """
 
     access_point_id: bytes
     name: str
@@ -51,7 +59,17 @@ class AccessPointRecord(NamedTuple):
 
 
 class ClientKeyRecord(NamedTuple):
-    """A client key: a certificate of the gateway's own CA that is bound to an access point."""
+    """A client key: a certificate of the gateway's own CA that is bound to an access point.
+
+    Attributes:
+        client_key_id: 16 bytes that name it for ever.
+        access_point: The name of the access point it stands for.
+        spki_sha256: SHA-256 of the certificate's SubjectPublicKeyInfo, which alone identifies it.
+        serial: The certificate's serial number in hexadecimal.
+        state: Whether it is accepted.
+        not_before_ms: Begin of the certificate, in milliseconds since 1970 UTC.
+        not_after_ms: Its end.
+    """
 
     client_key_id: bytes
     access_point: str
@@ -63,7 +81,17 @@ class ClientKeyRecord(NamedTuple):
 
 
 class TokenRecord(NamedTuple):
-    """One HSM token as the gateway sees it now."""
+    """One HSM token as the gateway sees it now.
+
+    Attributes:
+        name: As configured.
+        state: Of its breaker: "closed" (works), "open" (away), "half-open" (coming back) or
+            "refused" (the token refused the PIN: an operator must act).
+        workers: Worker processes that are ready.
+        busy: Of those, busy ones.
+        waiting: Items in the queue.
+        restarts: Workers replaced since the start.
+    """
 
     name: str
     state: str
