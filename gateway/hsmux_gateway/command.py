@@ -28,6 +28,7 @@ __all__ = [
     "hsm_init_token",
     "hsm_probe",
     "init",
+    "load_config",
     "serve",
 ]
 

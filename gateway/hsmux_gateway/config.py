@@ -33,6 +33,7 @@ __all__ = [
     "Limits",
     "Native",
     "Root",
+    "Section",
     "Server",
     "Store",
     "Tls",

@@ -59,7 +59,17 @@ from .store import StoreError, StoreWriter
 from .store.store import Store
 from .tls import make_server_context
 
-__all__ = ["Addresses", "Foundation", "log_to", "run_init", "run_serve", "token_settings"]
+__all__ = [
+    "Addresses",
+    "Foundation",
+    "Gateway",
+    "log_to",
+    "repr_store",
+    "run_init",
+    "run_serve",
+    "store_url",
+    "token_settings",
+]
 
 log = structlog.get_logger("hsmux.daemon")
 

@@ -28,7 +28,7 @@ from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
 
-__all__ = ["Effects"]
+__all__ = ["Effects", "presented"]
 
 log = structlog.get_logger("hsmux.effects")
 
@@ -157,6 +157,11 @@ class Effects:
         return self._store.read_changes(revision)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
+        """Read in the store itself, where memory is not enough.
+
+        Raises:
+            HsmuxError: The store is away.
+        """
         return await self._in_thread(lambda: self._store.read(work))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:

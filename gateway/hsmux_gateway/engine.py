@@ -46,7 +46,7 @@ from .audit.recorder import Record, Recorder
 from .call import Call
 from .metrics import Metrics
 
-__all__ = ["Engine", "Handler", "Identities", "Memory", "collect_handlers"]
+__all__ = ["Engine", "Handler", "Identities", "Memory", "arguments_hash", "collect_handlers"]
 
 log = structlog.get_logger("hsmux.engine")
 

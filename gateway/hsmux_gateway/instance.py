@@ -19,7 +19,7 @@ from typing import Self
 
 from .errors import OperatorError
 
-__all__ = ["Instance", "write_file"]
+__all__ = ["Instance", "sync_directory", "write_file"]
 
 
 def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:

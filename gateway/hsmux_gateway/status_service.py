@@ -12,7 +12,7 @@ from .call import Call
 from .catalog import Catalog
 from .hsm.token import Token
 
-__all__ = ["StatusService"]
+__all__ = ["StatusService", "token_record"]
 
 
 class StatusService:

@@ -18,7 +18,19 @@ from ..keys.signing import verify_with
 from .errors import InvalidInput, KeyMissing, KeyQuarantined, TokenDeadlineExceeded, TokenError
 from .token import HsmKey, Token
 
-__all__ = ["TOKEN_CHECKS", "check_token"]
+__all__ = [
+    "TOKEN_CHECKS",
+    "check_a_past_deadline_is_refused",
+    "check_a_root_seals_and_opens",
+    "check_bad_items_fail_alone",
+    "check_ivs_differ",
+    "check_missing_and_wrong_keys_are_refused",
+    "check_objects_are_listed_and_destroyed",
+    "check_random",
+    "check_signatures_verify",
+    "check_token",
+    "check_what_is_encrypted_decrypts",
+]
 
 TENANT: Final = b"conformance"
 AAD: Final = pack_column([b"associated data"])

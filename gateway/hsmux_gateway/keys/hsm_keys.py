@@ -25,7 +25,7 @@ from ..hsm.token import HsmKey, Token
 from ..store.rows import GatewayKeyRow, KeyVersionRow
 from .material import Materials
 
-__all__ = ["HsmKeys", "presented"]
+__all__ = ["HsmKeys", "gateway_hsm_key", "presented"]
 
 log = structlog.get_logger("hsmux.keys")
 

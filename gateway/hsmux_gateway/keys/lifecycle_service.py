@@ -38,7 +38,7 @@ from ..store.transaction import Reader, Transaction
 from .hsm_keys import HsmKeys
 from .material import Materials, generate_private_key
 
-__all__ = ["LifecycleService", "key_record"]
+__all__ = ["LifecycleService", "key_record", "now_ms"]
 
 log = structlog.get_logger("hsmux.keys")
 

@@ -63,17 +63,15 @@ def init(settings: Settings, config: Path) -> None:
     profile = settings.profile or ADMINISTRATOR
     with gateway_command() as command:
         made = command.init(config)
-        _save_administrator(config, profile, made)
+        _save_administrator(command.load_config(config).server, profile, made)
     talk(f"saved profile {profile}; next: hsmux serve --config {config}")
     paths = {name: str(getattr(made, name)) for name in ("certificate", "private_key", "ca")}
     show_record({"profile": profile, **paths}, settings)
 
 
-def _save_administrator(config: Path, name: str, made: Any) -> None:
+def _save_administrator(server: Any, name: str, made: Any) -> None:
     from hsmux.profiles import Profile, save_profile
-    from hsmux_gateway.config import load_config
 
-    server = load_config(config).server
     addresses = []
     for address in server.listen:
         host, _, port = address.rpartition(":")
