@@ -42,6 +42,7 @@ __all__ = [
     "OPERATIONS",
     "OPERATION_BY_NUMBER",
     "OPTIONS",
+    "PAGE_ITEMS_MAX",
     "RECORDS",
     "SIGNATURE_SIZE_MAX",
     "VALIDITY_DAYS_MAX",
