@@ -103,7 +103,7 @@ def test_help_imports_no_verb_and_nothing_heavy() -> None:
     [
         (("hsmux", ""), {path.split()[0] for path in VERBS}),
         (("hsmux", "ke"), {"key"}),
-        (("hsmux", "key", ""), {"create", "list", "show", "public"}),
+        (("hsmux", "key", ""), {path.split()[1] for path in VERBS if path.startswith("key ")}),
         (("hsmux", "key", "create", "--spec", "EC"), {"EC_P256", "EC_P384"}),
         (("hsmux", "--prof"), {"--profile"}),
     ],

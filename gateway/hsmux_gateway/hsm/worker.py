@@ -49,7 +49,7 @@ from .messages import MessageReader, encode_message
 from .public_keys import spki_of_rsa
 from .specs import ALGORITHMS, CURVES, REQUIRED, ROLES, SPECS
 
-__all__ = ["Failure", "Worker", "do", "harden", "login_lock", "main", "read_pin", "serve"]
+__all__ = ["Worker", "main"]
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
