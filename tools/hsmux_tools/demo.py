@@ -1,10 +1,10 @@
 """`tools/dev demo`: the main job on real input, in a gateway of its own that is gone afterwards.
 
 It does what an application does, through the public client only: encrypts text files line by line
-with a hardware and a software key, decrypts and compares them, tries what must be refused, and signs
-a file that `openssl` verifies. In the middle of it an HSM worker is killed, which no request may
-notice. The profile is written into the demo's own directory, so the caller's profiles stay as they
-are.
+with a hardware and a software key, decrypts and compares them, tries what must be refused, and
+signs a file that `openssl` verifies. In the middle of it an HSM worker is killed, which no request
+may notice. The profile is written into the demo's own directory, so the caller's profiles stay as
+they are.
 """
 
 import hashlib
