@@ -2,13 +2,17 @@
 
 A slot is a number that names a key. Keys enter by `generate`, `load` or `open_slot` and are used by
 naming their slot; freeing a slot zeroes it, and its number is refused from then on.
+
+Every method that uses the memory raises `NativeError` in a process that was forked from the one
+that made the arena: the child has no keys. `native/src/arena.c` describes the memory.
 """
 
+import functools
 import resource
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ._bridge import Buffer, as_bytes, check, new, sized, slot_number, taken
+from ._bridge import Buffer, as_bytes, check, new, slot_number, taken, text
 from ._native import ffi, lib
 from .errors import NativeError
 
@@ -17,6 +21,7 @@ __all__ = ["Arena", "ArenaStatistics"]
 _KEY: Final[int] = lib.HS_KEY_SIZE
 _KINDS: Final = ("memfd_secret", "mlock")
 _SIZE_MAX: Final = 1 << 30
+_MAC: Final = 32
 _OVERHEAD: Final[int] = lib.HS_NONCE_SIZE + lib.HS_TAG_SIZE
 
 
@@ -75,45 +80,56 @@ class Arena:
         """What the arena holds now."""
         arena = self._arena
         return ArenaStatistics(
-            ffi.string(lib.hs_arena_kind(arena)).decode(),
+            text(lib.hs_arena_kind(arena)),
             lib.hs_arena_slots(arena),
             lib.hs_arena_slots_used(arena),
             lib.hs_arena_blobs_used(arena),
         )
 
     def generate(self) -> int:
-        """A slot with a new AES-256 key.
+        """A slot with a new AES-256 key: 32 bytes of getrandom(2).
 
         Raises:
             ArenaFull: No slot is free.
+            NativeError: The operating system gives no random bytes, or the same twice.
         """
         slot = ffi.new("uint64_t *")
         check(lib.hs_slot_generate(self._arena, slot))
         return int(slot[0])
 
     def load(self, material: Buffer) -> int:
-        """A slot with a copy of 32 bytes that Python already has.
+        """A slot with a copy of 32 bytes that Python already has; no other copy is made.
 
         Raises:
             ArenaFull: No slot is free.
             ValueError: Not 32 bytes.
         """
-        slot = ffi.new("uint64_t *")
-        check(lib.hs_slot_load(self._arena, sized(material, _KEY, "material"), slot))
-        return int(slot[0])
+        return self._load("material", ffi.from_buffer("uint8_t[]", material))
 
     def store(self, slot: int, destination: bytearray | memoryview) -> None:
-        """Copy a slot's 32 bytes into writable memory shared with a worker process."""
+        """Copy a slot's 32 bytes into writable memory shared with a worker process.
+
+        Raises:
+            InvalidSlot: The slot holds no key.
+            ValueError: Less than 32 bytes of memory.
+        """
         into = ffi.from_buffer("uint8_t[]", destination, require_writable=True)
         if len(into) < _KEY:
             raise ValueError(f"destination: at least {_KEY} bytes")
         check(lib.hs_slot_store(self._arena, slot_number(slot), into))
 
     def load_from(self, source: bytearray | memoryview) -> int:
-        """A slot with the 32 bytes of memory shared with a worker process."""
-        data = ffi.from_buffer("uint8_t[]", source)
+        """A slot with the 32 bytes of memory shared with a worker process, read once.
+
+        Raises:
+            ArenaFull: No slot is free.
+            ValueError: Not 32 bytes.
+        """
+        return self._load("source", ffi.from_buffer("uint8_t[]", source))
+
+    def _load(self, name: str, data: Any) -> int:
         if len(data) != _KEY:
-            raise ValueError(f"source: {_KEY} bytes")
+            raise ValueError(f"{name}: {_KEY} bytes, not {len(data)}")
         slot = ffi.new("uint64_t *")
         check(lib.hs_slot_load(self._arena, data, slot))
         return int(slot[0])
@@ -131,6 +147,7 @@ class Arena:
 
         Raises:
             InvalidSlot: It holds no key, has no epoch yet, or `messages` would go back.
+            ValueError: `messages` or `age_s` (seconds) is not a u32.
         """
         if not (0 <= messages < 2**32 and 0 <= age_s < 2**32):
             raise ValueError("messages and age_s are u32")
@@ -138,6 +155,9 @@ class Arena:
 
     def seal(self, slot: int, header: bytes, context: bytes, plaintext: Buffer) -> bytes:
         """One envelope: header ‖ nonce 24 ‖ ciphertext ‖ tag 16.
+
+        XAES-256-GCM (C2SP, c2sp.org/XAES-256-GCM) with header ‖ context as associated data; the
+        nonce is prefix 12 ‖ r 8 ‖ n 4 of the slot's nonce epoch (`native/src/seal.c`).
 
         Args:
             slot: Of the key.
@@ -148,6 +168,7 @@ class Arena:
         Raises:
             ValueError: A size is over its limit.
             InvalidSlot: The slot holds no key.
+            NativeError: The operating system gives no random bytes, or the same twice.
         """
         data = as_bytes(plaintext)
         size = len(header) + _OVERHEAD + len(data)
@@ -169,6 +190,12 @@ class Arena:
 
     def open(self, slot: int, header_size: int, context: bytes, envelope: Buffer) -> bytes:
         """The plaintext of an envelope whose first `header_size` bytes are its header.
+
+        Args:
+            slot: Of the key.
+            header_size: Bytes, at most 64.
+            context: As it was sealed.
+            envelope: Header ‖ nonce 24 ‖ ciphertext ‖ tag 16.
 
         Raises:
             InvalidTag: It does not open.
@@ -200,17 +227,19 @@ class Arena:
 
         Args:
             slot: Of the key.
-            header: Of every envelope.
-            contexts: A column of one context for all, or one for each item.
-            plaintexts: A column of at most 16,384 items.
+            header: Of every envelope, at most 64 bytes.
+            contexts: A column of one context for all, or one for each item, of at most 8,128 bytes.
+            plaintexts: A column of at most 16,384 items of at most `ITEM_SIZE_MAX` bytes.
 
         Returns:
             The column of envelopes, and a status byte for each item: 0 done, 2 too large. An item
             that is not done has an empty output.
 
         Raises:
-            ValueError: A column is malformed, or their numbers of items do not fit.
+            ValueError: A column is malformed, their numbers of items do not fit, or the header or a
+                context is over its limit; nothing was done.
             InvalidSlot: The slot holds no key.
+            NativeError: The operating system gives no random bytes, or the same twice.
         """
         count = int.from_bytes(plaintexts[:4], "big")
         if count > lib.HS_BATCH_ITEMS_MAX:
@@ -223,12 +252,19 @@ class Arena:
     ) -> tuple[bytes, bytes]:
         """A column of envelopes into a column of plaintexts, in one call.
 
+        Args:
+            slot: Of the key.
+            header: That every envelope must have, at most 64 bytes.
+            contexts: A column of one context for all, or one for each item, of at most 8,128 bytes.
+            envelopes: A column of at most 16,384 items.
+
         Returns:
             The column of plaintexts, and a status byte for each item: 0 done, 1 does not open
             (another header included). An item that is not done has an empty output.
 
         Raises:
-            ValueError: A column is malformed, or their numbers of items do not fit.
+            ValueError: A column is malformed, their numbers of items do not fit, or the header or a
+                context is over its limit; nothing was done.
             InvalidSlot: The slot holds no key.
         """
         count = int.from_bytes(envelopes[:4], "big")
@@ -270,11 +306,13 @@ class Arena:
     def seal_bytes(self, kek: int, associated_data: bytes, plaintext: Buffer) -> bytes:
         """Seal the gateway's own bytes under a KEK: nonce 24 ‖ ciphertext ‖ tag 16.
 
-        At most `ITEM_SIZE_MAX` bytes with at most 256 KiB of associated data.
+        XAES-256-GCM (C2SP) with 24 random bytes as nonce: at most `ITEM_SIZE_MAX` bytes with at
+        most 256 KiB of associated data.
 
         Raises:
             ValueError: A size is over its limit.
             InvalidSlot: The slot holds no key.
+            NativeError: The operating system gives no random bytes, or the same twice.
         """
         data = as_bytes(plaintext)
         output = new("uint8_t[]", len(data) + _OVERHEAD)
@@ -285,7 +323,7 @@ class Arena:
         return taken(output, len(data) + _OVERHEAD)
 
     def open_bytes(self, kek: int, associated_data: bytes, sealed: Buffer) -> bytes:
-        """Open what `seal_bytes` made.
+        """Open what `seal_bytes` made: the plaintext.
 
         Raises:
             InvalidTag: It does not open.
@@ -299,10 +337,14 @@ class Arena:
         return taken(output, len(data) - _OVERHEAD)
 
     def seal_slot(self, kek: int, associated_data: bytes, slot: int) -> bytes:
-        """Seal a slot's key under a KEK; its bytes never are a Python object.
+        """Seal a slot's key under a KEK, as `seal_bytes` would: 72 bytes.
+
+        The key's bytes never are a Python object.
 
         Raises:
+            ValueError: More than 256 KiB of associated data.
             InvalidSlot: A slot holds no key.
+            NativeError: The operating system gives no random bytes, or the same twice.
         """
         output = new("uint8_t[]", _KEY + _OVERHEAD)
         aad = associated_data
@@ -331,7 +373,7 @@ class Arena:
 
         Raises:
             InvalidTag: It does not open.
-            ArenaFull: Too many are open.
+            ArenaFull: 32 are open.
             InvalidSlot: The KEK's slot holds no key.
         """
         blob = ffi.new("uint64_t *")
@@ -342,12 +384,16 @@ class Arena:
     def blob(self, blob: int) -> memoryview:
         """A read-only view of an open blob; not to be used after `free_blob`.
 
+        The view keeps the arena's memory; in a forked child that memory is not there.
+
         Raises:
             InvalidSlot: There is no such blob.
         """
         data, size = ffi.new("const uint8_t **"), ffi.new("size_t *")
         check(lib.hs_blob_view(self._arena, slot_number(blob), data, size))
-        return memoryview(ffi.buffer(data[0], size[0])).toreadonly()
+        # The destructor does nothing but hold a reference for as long as the view lives.
+        kept = ffi.gc(data[0], functools.partial(_outlive, self._arena))
+        return memoryview(ffi.buffer(kept, size[0])).toreadonly()
 
     def free_blob(self, blob: int) -> None:
         """Zero a blob.
@@ -361,9 +407,14 @@ class Arena:
         """HMAC-SHA-256 (RFC 2104) of at most `ITEM_SIZE_MAX` bytes with a slot's key.
 
         Raises:
+            ValueError: A longer message.
             InvalidSlot: The slot holds no key.
         """
-        output = new("uint8_t[]", 32)
+        output = new("uint8_t[]", _MAC)
         data = as_bytes(message)
         check(lib.hs_slot_hmac_sha256(self._arena, slot_number(slot), data, len(data), output))
-        return taken(output, 32)
+        return taken(output, _MAC)
+
+
+def _outlive(arena: Any, view: Any) -> None:
+    """Nothing: that it is called with the arena kept the arena until now."""

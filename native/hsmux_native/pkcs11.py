@@ -8,9 +8,9 @@ with 0xffffffff. `native/src/pkcs11.c` says which rules the loop follows and why
 import mmap
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from ._bridge import check, new, taken
+from ._bridge import Buffer, as_bytes, check, new, taken
 from ._native import ffi, lib
 from .errors import NativeError
 
@@ -42,30 +42,53 @@ _PROGRESS_SIZE: Final = 4
 class SecretPage:
     """Secret memory that the daemon shares with one worker by descriptor.
 
-    The memory is memfd_secret(2) where the kernel has it, else a locked memfd; forked children do
-    not get it, core files neither. The descriptor is closed on exec: hand it on with `pass_fds`.
+    The memory is memfd_secret(2) where the kernel has it, else a locked memfd whose size is sealed;
+    forked children do not get it, core files neither. The descriptor is closed on exec: hand it on
+    with `pass_fds`.
 
     Args:
-        fd: A descriptor that was inherited; None makes new memory.
-        size_bytes: Its size.
+        fd: An inherited descriptor, which is this object's from now on; None makes new memory.
+        size_bytes: Its size, less than 1 GiB.
+        kind: `memfd_secret` or `memfd` demands one; None takes the first that can be had.
+
+    Attributes:
+        fd: The descriptor.
+        view: The memory, mapped.
 
     Raises:
         NativeError: The memory cannot be had or locked.
-        ValueError: There is less memory behind `fd` than `size_bytes`.
+        ValueError: There is less memory behind `fd` than `size_bytes`, or there is no such kind.
     """
 
-    def __init__(self, fd: int | None = None, size_bytes: int = mmap.PAGESIZE) -> None:
+    def __init__(
+        self,
+        fd: int | None = None,
+        size_bytes: int = mmap.PAGESIZE,
+        *,
+        kind: Literal["memfd_secret", "memfd"] | None = None,
+    ) -> None:
         if not 0 < size_bytes < 2**30:
             raise ValueError("size_bytes: more than 0, less than 1 GiB")
-        self.fd = lib.hs_secret_fd(size_bytes) if fd is None else fd
+        if kind not in (None, "memfd_secret", "memfd"):
+            raise ValueError("kind: memfd_secret or memfd")
+        wanted = ffi.NULL if kind is None else kind.encode()
+        self.fd: int = lib.hs_secret_fd(size_bytes, wanted) if fd is None else fd
         if self.fd < 0:
-            raise NativeError("no secret memory can be had: no descriptor is free")
+            raise NativeError("no secret memory can be had: no such kind, or no descriptor is free")
         try:
-            self.view = mmap.mmap(self.fd, size_bytes)
+            self.view = self._map(size_bytes)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _map(self, size_bytes: int) -> mmap.mmap:
+        try:
+            view = mmap.mmap(self.fd, size_bytes)
         except OSError as error:
             raise NativeError(f"no secret memory can be had: {error.strerror}") from None
-        if lib.hs_secret_protect(self.fd, ffi.from_buffer(self.view), size_bytes) != lib.HS_OK:
+        if lib.hs_secret_protect(self.fd, ffi.from_buffer(view), size_bytes) != lib.HS_OK:
             raise NativeError(f"cannot lock {size_bytes} bytes of memory; raise RLIMIT_MEMLOCK")
+        return view
 
     def wipe(self) -> None:
         """Zero the page."""
@@ -90,23 +113,24 @@ class Pkcs11Loop:
 
     def __init__(self, module_path: str) -> None:
         found = ffi.new("void **")
-        check(lib.hs_p11_open(os.fsencode(module_path), found))
+        if lib.hs_p11_open(os.fsencode(module_path), found) != lib.HS_OK:
+            raise ValueError(f"{module_path}: not a PKCS#11 module that can be loaded")
         self._list = found[0]
 
     def gcm(
         self,
         session: int,
         key: int,
-        items: bytes,
-        associated_data: bytes,
+        items: Buffer,
+        associated_data: Buffer,
         *,
         encrypting: bool,
-        ivs: bytes = b"",
+        ivs: Buffer = b"",
         deadline_ns: int | Sequence[int] = 0,
         progress: Any = None,
         general_error_is_data: bool = True,
     ) -> tuple[bytes, list[int]]:
-        """Encrypt or decrypt a column.
+        """Encrypt or decrypt a column with CKM_AES_GCM (PKCS#11 current mechanisms v2.40, 2.12).
 
         The column ends at the first code that is neither success nor speaks of the item's data
         (CKR_DATA_INVALID, CKR_DATA_LEN_RANGE and, when decrypting, CKR_ENCRYPTED_DATA_INVALID and
@@ -115,7 +139,7 @@ class Pkcs11Loop:
         Args:
             session: Session handle.
             key: Object handle.
-            items: A column: plaintexts, or IV 12 ‖ ciphertext ‖ tag 16; at most 1 GiB.
+            items: A column of at most 16,384 and 1 GiB: plaintexts, or IV 12 ‖ ciphertext ‖ tag 16.
             associated_data: A column of one for all, or one for each item.
             encrypting: The direction.
             ivs: 12 bytes for each item when encrypting.
@@ -134,13 +158,14 @@ class Pkcs11Loop:
             ValueError: A column is malformed, or there are not as many IVs, texts of associated
                 data or deadlines as items.
         """
+        items, aads, ivs = as_bytes(items), as_bytes(associated_data), as_bytes(ivs)
         count = int.from_bytes(items[:4], "big")
         if count > lib.HS_BATCH_ITEMS_MAX or len(items) > lib.HS_P11_COLUMN_SIZE_MAX:
             raise ValueError(f"at most {lib.HS_BATCH_ITEMS_MAX} items and 1 GiB")
         ends = [deadline_ns] if isinstance(deadline_ns, int) else list(deadline_ns)
         parts = {
             "ivs": ffi.from_buffer("uint8_t[]", ivs),
-            "aads": ffi.from_buffer("uint8_t[]", associated_data),
+            "aads": ffi.from_buffer("uint8_t[]", aads),
             "items": ffi.from_buffer("uint8_t[]", items),
             "deadlines_ns": ffi.new("uint64_t[]", ends),
             "progress": _progress(progress),
@@ -149,7 +174,7 @@ class Pkcs11Loop:
         batch.encrypting = encrypting
         batch.general_error_is_data = general_error_is_data
         batch.session, batch.key = session, key
-        batch.ivs_size, batch.aads_size = len(ivs), len(associated_data)
+        batch.ivs_size, batch.aads_size = len(ivs), len(aads)
         batch.items_size, batch.deadlines_count = len(items), len(ends)
         size = len(items) + count * (IV_SIZE + TAG_SIZE)
         outputs, outputs_size = new("uint8_t[]", max(size, 8)), ffi.new("size_t *", size)
@@ -160,7 +185,14 @@ class Pkcs11Loop:
     def seal_page(
         self, session: int, key: int, iv: bytes, associated_data: bytes, source: Any
     ) -> tuple[int, bytes]:
-        """Encrypt secret memory: a code, and IV 12 ‖ ciphertext ‖ tag 16.
+        """Encrypt secret memory: a code, and IV 12 ‖ ciphertext ‖ tag 16, or nothing.
+
+        Args:
+            session: Session handle.
+            key: Object handle.
+            iv: 12 bytes.
+            associated_data: Of any size that the module takes.
+            source: The memory, read in place.
 
         Raises:
             ValueError: The IV has not 12 bytes.

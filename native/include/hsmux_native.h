@@ -1,7 +1,9 @@
 /* The C module's interface: key memory and AES-256-GCM for the gateway's hot path.
  *
- * Every function checks every length it is given. Results are `hs_status`; nothing is allocated on
- * the way from a request to its answer. All integers in columns are big-endian. */
+ * Every function checks every length it is given. Results are `hs_status`; we allocate nothing on
+ * the way from a request to its answer (OpenSSL allocates a cipher's state in each call). Inputs
+ * and outputs never overlap, and nobody changes an input during a call. All integers in columns are
+ * big-endian. */
 #ifndef HSMUX_NATIVE_H
 #define HSMUX_NATIVE_H
 
@@ -29,7 +31,7 @@ typedef enum {
     HS_BAD_SLOT = 4,     /* no key there: freed, never made, or zeroed memory */
     HS_FULL = 5,         /* no free slot */
     HS_NO_RANDOM = 6,    /* getrandom failed, or repeated itself */
-    HS_NO_MEMORY = 7,    /* memory cannot be mapped or locked */
+    HS_NO_MEMORY = 7,    /* memory cannot be had, mapped or locked */
     HS_FORKED = 8,       /* used in a process that did not make it */
     HS_SELF_TEST = 9,    /* a known answer came out differently */
     HS_NOT_FOUND = 10    /* no such module, or it is no PKCS#11 module */
@@ -37,8 +39,9 @@ typedef enum {
 
 typedef struct hs_arena hs_arena;
 
-/* aead.c: the two implementations of AES-256-GCM behind one interface. */
-hs_status hs_select_backend(const char *wanted);
+/* aead.c: the two implementations of AES-256-GCM behind one interface. `corrupt` is the name of a
+ * known-answer test that is made to fail, or NULL. Not while another thread seals or opens. */
+hs_status hs_select_backend(const char *wanted, const char *corrupt);
 const char *hs_backend(void);
 hs_status hs_gcm_seal(const uint8_t *key, const uint8_t *iv, const uint8_t *aad, size_t aad_size,
                       const uint8_t *plaintext, size_t size, uint8_t *output);
@@ -84,9 +87,10 @@ hs_status hs_p11_gcm(void *list, const hs_p11_batch *batch, uint8_t *outputs, si
 size_t hs_self_test_count(void);
 const char *hs_self_test_name(size_t index);
 hs_status hs_self_test(size_t index, int corrupt);
+const char *hs_self_test_failed(void); /* the test that the last hs_select_backend failed, or "" */
 
 /* arena.c: key memory. A slot is a number that names a place and how often it was used. */
-int hs_secret_fd(size_t size);
+int hs_secret_fd(size_t size, const char *kind);
 hs_status hs_secret_protect(int fd, void *mapped, size_t size);
 hs_status hs_arena_create(size_t size, const char *kind, hs_arena **arena);
 void hs_arena_destroy(hs_arena *arena);

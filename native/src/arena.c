@@ -4,11 +4,14 @@
  * core file and not even the kernel's own direct map can read, and that a forked child does not
  * get (MADV_DONTFORK). Elsewhere it is locked anonymous memory, left out of core files and zeroed
  * in a forked child. A page without access stands before and behind it. The region and each slot
- * begin with a magic number that is not zero, so a zeroed page holds no valid key, and a process
- * other than the one that made it is refused before it looks at the region.
+ * begin with a magic number that is not zero (a slot ends with one too), so a zeroed page holds no
+ * valid key. A process other than the one that made the arena is refused before it looks at the
+ * region: its pid is another, and where it is not (a child in a pid namespace of its own), a page
+ * that the kernel zeroes in forked children tells.
  *
  * A slot's number is its place and how often that place was used, so a number that outlived its
- * key is refused and never means the next key there. Freeing zeroes.
+ * key is refused and never means the next key there; a place whose uses cannot be numbered any more
+ * is not used again. Freeing zeroes.
  *
  * One mutex guards a region. Calls are short (a batch of 1 MiB takes a few hundred microseconds)
  * and come from one thread nearly always; two threads never see a slot's nonce counter half-way.
@@ -32,6 +35,8 @@
 #define ARENA_MAGIC 0x68736d75785f6131ULL
 #define BLOBS 32u
 #define BLOB_MARK (1ULL << 63)
+#define GENERATION_MAX 0x7fffffffu
+#define PROBE_SIZE 8u
 #define SYS_MEMFD_SECRET 447
 #define SECRETMEM_MAGIC 0x5345434d /* linux/magic.h */
 
@@ -41,6 +46,7 @@ typedef struct {
     uint32_t used;
     uint64_t size;
     uint8_t data[HS_BLOB_SIZE_MAX];
+    uint64_t magic_behind;
 } blob_data;
 
 /* What stands first in the region; 64 bytes, so that slots keep their alignment. */
@@ -51,6 +57,7 @@ typedef struct {
 struct hs_arena {
     pthread_mutex_t mutex;
     pid_t pid;
+    uint64_t *owner; /* ARENA_MAGIC, and zero in a forked child */
     const char *kind;
     uint8_t *region;
     region_head *head;
@@ -61,22 +68,35 @@ struct hs_arena {
     uint32_t *free_slots;
     uint32_t slot_count;
     uint32_t free_count;
-    uint32_t blobs_used;
+    uint32_t slots_used; /* changed under the mutex, and read without it */
+    uint32_t blobs_used; /* the same */
     uint32_t *generations;
 };
 
+/* Each draw takes eight bytes more than it gives, and those must differ from the ones before: a
+ * source that has got stuck is refused before it repeats a nonce or a key. */
 hs_status hs_random(uint8_t *bytes, size_t size)
 {
-    while (size > 0) {
-        ssize_t got = getrandom(bytes, size, 0);
+    static uint64_t last_probe;
+    uint8_t drawn[PROBE_SIZE + HS_KEY_SIZE];
+    size_t wanted = PROBE_SIZE + size, have = 0;
+    uint64_t probe;
+    if (size > HS_KEY_SIZE)
+        return HS_BAD_ARGUMENT;
+    while (have < wanted) {
+        ssize_t got = getrandom(drawn + have, wanted - have, 0);
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
             return HS_NO_RANDOM;
-        bytes += got;
-        size -= (size_t)got;
+        have += (size_t)got;
     }
-    return HS_OK;
+    memcpy(&probe, drawn, sizeof probe);
+    int stuck = __atomic_exchange_n(&last_probe, probe, __ATOMIC_RELAXED) == probe;
+    if (!stuck)
+        memcpy(bytes, drawn + PROBE_SIZE, size);
+    OPENSSL_cleanse(drawn, sizeof drawn);
+    return stuck ? HS_NO_RANDOM : HS_OK;
 }
 
 uint64_t hs_now_s(void)
@@ -86,17 +106,30 @@ uint64_t hs_now_s(void)
     return (uint64_t)now.tv_sec;
 }
 
-/* Memory that two processes share by a descriptor and nobody else can read. */
-int hs_secret_fd(size_t size)
+static int is_kind(const char *kind, const char *name)
 {
-    int fd = (int)syscall(SYS_MEMFD_SECRET, O_CLOEXEC);
-    if (fd < 0)
-        fd = memfd_create("hsmux", MFD_CLOEXEC);
-    if (fd >= 0 && ftruncate(fd, (off_t)size) != 0) {
-        close(fd);
-        fd = -1;
+    return kind == NULL || strcmp(kind, name) == 0;
+}
+
+/* Memory that two processes share by a descriptor and nobody else can read: "memfd_secret", or
+ * "memfd" where the kernel has no such, or the first that can be had (NULL). Its size is fixed: a
+ * process that made it smaller would crash the other. */
+int hs_secret_fd(size_t size, const char *kind)
+{
+    int fd = -1, is_fixed = 1; /* the kernel fixes the size of secret memory when it is set */
+    if (is_kind(kind, "memfd_secret"))
+        fd = (int)syscall(SYS_MEMFD_SECRET, O_CLOEXEC);
+    if (fd < 0 && is_kind(kind, "memfd")) {
+        fd = memfd_create("hsmux", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+        is_fixed = 0;
     }
-    return fd;
+    if (fd < 0)
+        return -1;
+    if (ftruncate(fd, (off_t)size) == 0 &&
+        (is_fixed || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0))
+        return fd;
+    close(fd);
+    return -1;
 }
 
 /* Keep a mapping of such memory in RAM, out of core files and out of forked children. Secret memory
@@ -120,7 +153,8 @@ static int map_secret(hs_arena *arena, uint8_t *at)
         return 0;
     void *mapped = MAP_FAILED;
     if (ftruncate(fd, (off_t)arena->region_size) == 0)
-        mapped = mmap(at, arena->region_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+        mapped = mmap(at, arena->region_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                      0);
     close(fd);
     if (mapped == MAP_FAILED)
         return 0;
@@ -139,24 +173,33 @@ static int map_locked(hs_arena *arena, uint8_t *at)
            madvise(at, arena->region_size, MADV_DONTDUMP) == 0;
 }
 
+/* Pages in a row: one without access, the region, one without access, the owner's mark. */
 static int map_region(hs_arena *arena, const char *kind, size_t page)
 {
-    int secret = kind == NULL || strcmp(kind, "memfd_secret") == 0;
-    int locked = kind == NULL || strcmp(kind, "mlock") == 0;
-    arena->mapped_size = arena->region_size + 2 * page;
+    arena->mapped_size = arena->region_size + 3 * page;
     uint8_t *whole =
         mmap(NULL, arena->mapped_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (whole == MAP_FAILED)
         return 0;
     arena->region = whole + page;
-    if ((secret && map_secret(arena, arena->region)) ||
-        (locked && map_locked(arena, arena->region))) {
+    uint8_t *mark = arena->region + arena->region_size + page;
+    arena->owner = (uint64_t *)(void *)mark;
+    if (mprotect(mark, page, PROT_READ | PROT_WRITE) == 0 &&
+        madvise(mark, page, MADV_WIPEONFORK) == 0 &&
+        ((is_kind(kind, "memfd_secret") && map_secret(arena, arena->region)) ||
+         (is_kind(kind, "mlock") && map_locked(arena, arena->region)))) {
         memset(arena->region, 0, arena->region_size);
+        *arena->owner = ARENA_MAGIC;
         return 1;
     }
     munmap(whole, arena->mapped_size);
     arena->region = NULL;
     return 0;
+}
+
+static int is_owner(const hs_arena *arena)
+{
+    return arena->pid == getpid() && *arena->owner == ARENA_MAGIC;
 }
 
 hs_status hs_arena_create(size_t size, const char *kind, hs_arena **result)
@@ -194,7 +237,7 @@ hs_status hs_arena_create(size_t size, const char *kind, hs_arena **result)
 void hs_arena_destroy(hs_arena *arena)
 {
     /* In a forked child the region is not there, and something else may be in its place. */
-    if (arena->pid == getpid()) {
+    if (is_owner(arena)) {
         size_t page = (size_t)sysconf(_SC_PAGESIZE);
         OPENSSL_cleanse(arena->region, arena->region_size);
         munmap(arena->region - page, arena->mapped_size);
@@ -217,17 +260,22 @@ size_t hs_arena_slots(const hs_arena *arena)
 
 size_t hs_arena_slots_used(const hs_arena *arena)
 {
-    return arena->slot_count - arena->free_count;
+    return __atomic_load_n(&arena->slots_used, __ATOMIC_RELAXED);
 }
 
 size_t hs_arena_blobs_used(const hs_arena *arena)
 {
-    return arena->blobs_used;
+    return __atomic_load_n(&arena->blobs_used, __ATOMIC_RELAXED);
+}
+
+static void count(uint32_t *counter, int change)
+{
+    __atomic_store_n(counter, *counter + (uint32_t)change, __ATOMIC_RELAXED);
 }
 
 hs_status hs_arena_enter(hs_arena *arena)
 {
-    if (arena->pid != getpid())
+    if (!is_owner(arena))
         return HS_FORKED;
     pthread_mutex_lock(&arena->mutex);
     if (arena->head->magic == ARENA_MAGIC)
@@ -247,7 +295,10 @@ hs_slot_data *hs_slot_find(hs_arena *arena, uint64_t slot)
     if (index >= arena->slot_count)
         return NULL;
     hs_slot_data *data = &arena->slots[index];
-    return data->magic == SLOT_MAGIC && data->used && data->generation == generation ? data : NULL;
+    return data->magic == SLOT_MAGIC && data->magic_behind == SLOT_MAGIC && data->used &&
+                   data->generation == generation
+               ? data
+               : NULL;
 }
 
 hs_status hs_slot_take(hs_arena *arena, const uint8_t *key, uint64_t *slot)
@@ -256,11 +307,13 @@ hs_status hs_slot_take(hs_arena *arena, const uint8_t *key, uint64_t *slot)
         return HS_FULL;
     uint32_t index = arena->free_slots[--arena->free_count];
     hs_slot_data *data = &arena->slots[index];
-    data->magic = SLOT_MAGIC;
-    data->generation = ++arena->generations[index] & 0x7fffffffu;
+    data->magic = data->magic_behind = SLOT_MAGIC;
+    data->generation = ++arena->generations[index];
     data->used = 1;
+    /* `key` may be memory that another process writes; it is read once. */
     memcpy(data->key, key, HS_KEY_SIZE);
-    hs_xaes_prepare(&data->xaes, key);
+    hs_xaes_prepare(&data->xaes, data->key);
+    count(&arena->slots_used, 1);
     *slot = (uint64_t)data->generation << 32 | (index + 1);
     return HS_OK;
 }
@@ -304,8 +357,11 @@ hs_status hs_slot_free(hs_arena *arena, uint64_t slot)
         return status;
     hs_slot_data *data = hs_slot_find(arena, slot);
     if (data != NULL) {
+        uint32_t index = (uint32_t)slot - 1;
         OPENSSL_cleanse(data, sizeof *data);
-        arena->free_slots[arena->free_count++] = (uint32_t)slot - 1;
+        if (arena->generations[index] < GENERATION_MAX)
+            arena->free_slots[arena->free_count++] = index;
+        count(&arena->slots_used, -1);
     }
     hs_arena_leave(arena);
     return data != NULL ? HS_OK : HS_BAD_SLOT;
@@ -321,7 +377,8 @@ hs_status hs_slot_set_epoch(hs_arena *arena, uint64_t slot, uint32_t messages, u
     int forwards = data != NULL && data->epoch.born_s != 0 && messages >= data->epoch.messages;
     if (forwards) {
         data->epoch.messages = messages;
-        data->epoch.born_s -= age_s < data->epoch.born_s ? age_s : data->epoch.born_s - 1;
+        data->epoch.born_s -= age_s; /* before the boot it wraps, as its age does */
+        data->epoch.born_s -= data->epoch.born_s == 0;
     }
     hs_arena_leave(arena);
     return forwards ? HS_OK : HS_BAD_SLOT;
@@ -333,19 +390,29 @@ static blob_data *find_blob(hs_arena *arena, uint64_t blob)
     if (!(blob & BLOB_MARK) || index >= BLOBS)
         return NULL;
     blob_data *data = &arena->blobs[index];
-    return data->magic == SLOT_MAGIC && data->used && data->generation == generation ? data : NULL;
+    return data->magic == SLOT_MAGIC && data->magic_behind == SLOT_MAGIC && data->used &&
+                   data->generation == generation
+               ? data
+               : NULL;
+}
+
+static void drop_blob(hs_arena *arena, blob_data *blob)
+{
+    OPENSSL_cleanse(blob, sizeof *blob);
+    count(&arena->blobs_used, -1);
 }
 
 hs_status hs_blob_take(hs_arena *arena, uint8_t **data, uint64_t *blob)
 {
     for (uint32_t i = 0; i < BLOBS; i++) {
         blob_data *found = &arena->blobs[i];
-        if (found->used)
+        uint32_t *generation = &arena->generations[arena->slot_count + i];
+        if (found->used || *generation == GENERATION_MAX)
             continue;
-        found->magic = SLOT_MAGIC;
-        found->generation = ++arena->generations[arena->slot_count + i] & 0x7fffffffu;
+        found->magic = found->magic_behind = SLOT_MAGIC;
+        found->generation = ++*generation;
         found->used = 1;
-        arena->blobs_used++;
+        count(&arena->blobs_used, 1);
         *data = found->data;
         *blob = BLOB_MARK | (uint64_t)found->generation << 32 | (i + 1);
         return HS_OK;
@@ -353,11 +420,13 @@ hs_status hs_blob_take(hs_arena *arena, uint8_t **data, uint64_t *blob)
     return HS_FULL;
 }
 
-void hs_blob_resize(hs_arena *arena, uint64_t blob, size_t size)
+void hs_blob_end(hs_arena *arena, uint64_t blob, size_t size, int keep)
 {
     blob_data *data = find_blob(arena, blob);
-    if (data != NULL)
+    if (data != NULL && keep)
         data->size = size;
+    else if (data != NULL)
+        drop_blob(arena, data);
 }
 
 hs_status hs_blob_view(hs_arena *arena, uint64_t blob, const uint8_t **data, size_t *size)
@@ -380,10 +449,8 @@ hs_status hs_blob_free(hs_arena *arena, uint64_t blob)
     if (status != HS_OK)
         return status;
     blob_data *found = find_blob(arena, blob);
-    if (found != NULL) {
-        OPENSSL_cleanse(found, sizeof *found);
-        arena->blobs_used--;
-    }
+    if (found != NULL)
+        drop_blob(arena, found);
     hs_arena_leave(arena);
     return found != NULL ? HS_OK : HS_BAD_SLOT;
 }

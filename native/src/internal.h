@@ -41,6 +41,7 @@ typedef struct {
     hs_expanded expanded;
 } hs_epoch;
 
+/* Smaller than a page, so any page of it that was zeroed takes one of the two magic numbers. */
 typedef struct {
     uint64_t magic;
     uint32_t generation;
@@ -48,14 +49,16 @@ typedef struct {
     uint8_t key[HS_KEY_SIZE];
     hs_xaes_key xaes;
     hs_epoch epoch;
+    uint64_t magic_behind;
 } hs_slot_data;
+_Static_assert(sizeof(hs_slot_data) <= 4096, "two magic numbers do not cover three pages");
 
 hs_status hs_arena_enter(hs_arena *arena);
 void hs_arena_leave(hs_arena *arena);
 hs_slot_data *hs_slot_find(hs_arena *arena, uint64_t slot);
 hs_status hs_slot_take(hs_arena *arena, const uint8_t *key, uint64_t *slot);
 hs_status hs_blob_take(hs_arena *arena, uint8_t **data, uint64_t *blob);
-void hs_blob_resize(hs_arena *arena, uint64_t blob, size_t size);
+void hs_blob_end(hs_arena *arena, uint64_t blob, size_t size, int keep);
 hs_status hs_random(uint8_t *bytes, size_t size);
 uint64_t hs_now_s(void);
 

@@ -7,10 +7,10 @@
  * Rules that real modules taught: buffers are sized by us (one module answers a length query with
  * 16 bytes too few, and a buffer that is too small ends its operation); the IV is 96 bits and the
  * tag 128 bits whatever the module would take; ulIvBits is set; an empty input has a pointer that
- * is not NULL; an output of another length than it must have is refused, and so is an IV that the
- * module changed. Any code that is neither success nor the fault of the item's data ends the
- * column: what follows was not started. The bytes of an item that failed are wiped: a module may
- * have written plaintext before it found that the tag is wrong.
+ * is not NULL; an output of another length than it must have is refused, and so are an IV that the
+ * module changed and a code that no module can have. Any code that is neither success nor the fault
+ * of the item's data ends the column: what follows was not started. The bytes of an item that
+ * failed are wiped: a module may have written plaintext before it found that the tag is wrong.
  *
  * While an item is with the module its number plus one stands in `progress`, which is memory shared
  * with a supervisor: after a crash in the module it is known which item was running. */
@@ -21,12 +21,6 @@
 
 #include "internal.h"
 #include "pkcs11.h"
-
-#define CKR_DATA_INVALID 0x020ul
-#define CKR_DATA_LEN_RANGE 0x021ul
-#define CKR_ENCRYPTED_DATA_INVALID 0x040ul
-#define CKR_ENCRYPTED_DATA_LEN_RANGE 0x041ul
-#define CKR_BUFFER_TOO_SMALL 0x150ul
 
 hs_status hs_p11_open(const char *path, void **list)
 {
@@ -80,13 +74,19 @@ uint64_t hs_p11_gcm_one(void *list, int encrypting, uint64_t session, uint64_t k
     *output_size = 0;
     if (!encrypting && size < HS_TAG_SIZE)
         return CKR_ENCRYPTED_DATA_LEN_RANGE;
+    if (size > HS_P11_COLUMN_SIZE_MAX || aad_size > HS_P11_COLUMN_SIZE_MAX)
+        return encrypting ? CKR_DATA_LEN_RANGE : CKR_ENCRYPTED_DATA_LEN_RANGE;
     size_t expected = encrypting ? size + HS_TAG_SIZE : size - HS_TAG_SIZE;
     if (room < (encrypting ? expected : size))
         return CKR_BUFFER_TOO_SMALL;
     uint8_t own_iv[HS_IV_SIZE];
     memcpy(own_iv, iv, sizeof own_iv);
-    CK_GCM_PARAMS parameters = {own_iv,   HS_IV_SIZE,      8 * HS_IV_SIZE, pointer_to(aad, aad_size),
-                                aad_size, 8 * HS_TAG_SIZE};
+    CK_GCM_PARAMS parameters = {own_iv,
+                                HS_IV_SIZE,
+                                8 * HS_IV_SIZE,
+                                pointer_to(aad, aad_size),
+                                aad_size,
+                                8 * HS_TAG_SIZE};
     CK_MECHANISM mechanism = {CKM_AES_GCM, &parameters, sizeof parameters};
     CK_ULONG used = room;
     CK_RV code =
@@ -96,7 +96,8 @@ uint64_t hs_p11_gcm_one(void *list, int encrypting, uint64_t session, uint64_t k
         return CKR_OK;
     }
     OPENSSL_cleanse(output, room);
-    return code == CKR_OK ? HS_P11_BAD_OUTPUT : code;
+    /* Ours are above 32 bits; a module's own are not, and must not pass for ours. */
+    return code == CKR_OK || code > UINT32_MAX ? HS_P11_BAD_OUTPUT : code;
 }
 
 /* Codes that speak of this item's bytes and leave the session usable for the next one. */

@@ -8,8 +8,8 @@
  * prefixes differ except with probability 2^-96 for each pair of epochs, and r would have to be
  * equal too. A forked child has no arena; a virtual machine that was copied shares prefix and n
  * with its copy, and there r alone keeps them apart: 64 fresh bits in each call, from a kernel that
- * learns of the copy (vmgenid). An epoch ends after 2^24 messages or an hour, which also bounds what
- * one derived GCM key seals to 2^24 messages of 64 KiB: 2^36 blocks, at distinct IVs.
+ * learns of the copy (vmgenid). An epoch ends after 2^24 messages or an hour, which also bounds
+ * what one derived GCM key seals to 2^24 messages of 64 KiB: 2^36 blocks, at distinct IVs.
  *
  * What is sealed for the gateway itself (seal_bytes, seal_slot) takes 24 fresh random bytes each.
  *
@@ -21,6 +21,7 @@
 
 #define NONCE_RANDOM_SIZE 8u
 #define SEALED_OVERHEAD (HS_NONCE_SIZE + HS_TAG_SIZE)
+#define CONTEXT_SIZE_MAX (HS_AAD_SIZE_MAX - HS_HEADER_SIZE_MAX)
 
 /* Associated data of an item: header | context. */
 typedef struct {
@@ -40,7 +41,7 @@ static hs_status set_header(item_aad *aad, const uint8_t *header, size_t header_
 
 static hs_status set_context(item_aad *aad, const uint8_t *context, size_t context_size)
 {
-    if (context_size > HS_AAD_SIZE_MAX - HS_HEADER_SIZE_MAX)
+    if (context_size > CONTEXT_SIZE_MAX)
         return HS_BAD_ARGUMENT;
     memcpy(aad->bytes + aad->header_size, context, context_size);
     aad->size = aad->header_size + context_size;
@@ -173,14 +174,22 @@ hs_status hs_open(hs_arena *arena, uint64_t slot, size_t header_size, const uint
     return status;
 }
 
-/* The columns of a batch, checked: contexts is one for all or one for each item. */
+/* The columns of a batch, checked before any work: contexts is one for all or one for each item,
+ * and none is over its limit. */
 static hs_status parse_batch(hs_column *contexts, hs_column *items, const uint8_t *contexts_data,
                              size_t contexts_size, const uint8_t *items_data, size_t items_size)
 {
     if (hs_column_parse(contexts, contexts_data, contexts_size) != HS_OK ||
-        hs_column_parse(items, items_data, items_size) != HS_OK)
+        hs_column_parse(items, items_data, items_size) != HS_OK ||
+        (contexts->count != 1 && contexts->count != items->count))
         return HS_BAD_ARGUMENT;
-    return contexts->count == 1 || contexts->count == items->count ? HS_OK : HS_BAD_ARGUMENT;
+    for (uint32_t i = 0; i < contexts->count; i++) {
+        size_t size;
+        hs_column_item(contexts, i, &size);
+        if (size > CONTEXT_SIZE_MAX)
+            return HS_BAD_ARGUMENT;
+    }
+    return HS_OK;
 }
 
 /* Where the next output of a column goes. */
@@ -276,12 +285,13 @@ hs_status hs_open_batch(hs_arena *arena, uint64_t slot, const uint8_t *header, s
         size_t size, written = 0;
         const uint8_t *envelope = hs_column_item(&items, i, &size);
         status = next_context(&aad, &contexts, i);
-        statuses[i] = HS_INVALID;
         if (status == HS_OK)
-            statuses[i] = (uint8_t)open_item(data, &kept, &aad, envelope, size,
-                                             output.bytes + output.used);
-        if (statuses[i] == HS_OK)
+            status = open_item(data, &kept, &aad, envelope, size, output.bytes + output.used);
+        if (status == HS_OK)
             written = size - header_size - SEALED_OVERHEAD;
+        /* An item that does not open ends with its own status; anything else ends the batch. */
+        statuses[i] = (uint8_t)status;
+        status = status == HS_INVALID ? HS_OK : status;
         end_item(&output, i, written);
     }
     hs_arena_leave(arena);
@@ -388,14 +398,11 @@ hs_status hs_open_blob(hs_arena *arena, uint64_t kek, const uint8_t *aad, size_t
     if (status != HS_OK)
         return status;
     status = hs_blob_take(arena, &into, blob);
-    int taken = status == HS_OK;
-    if (taken) {
+    if (status == HS_OK) {
         status = open_random(data, aad, aad_size, sealed, size, into);
-        hs_blob_resize(arena, *blob, size - SEALED_OVERHEAD);
+        hs_blob_end(arena, *blob, size - SEALED_OVERHEAD, status == HS_OK);
     }
     hs_arena_leave(arena);
-    if (taken && status != HS_OK)
-        hs_blob_free(arena, *blob);
     return status;
 }
 

@@ -28,6 +28,7 @@ void hs_xaes_derive(const hs_xaes_key *prepared, const uint8_t *prefix, uint8_t 
         for (int i = 0; i < 16; i++)
             block[i] ^= prepared->k1[i];
         AES_encrypt(block, derived + 16 * half, &prepared->schedule);
+        OPENSSL_cleanse(block, sizeof block); /* it shows K1 to whoever knows the nonce */
     }
 }
 
@@ -55,7 +56,8 @@ hs_status hs_xaes_open(const uint8_t *key, const uint8_t *nonce, const uint8_t *
 {
     uint8_t derived[HS_KEY_SIZE];
     derive(key, nonce, derived);
-    hs_status status = hs_gcm_open(derived, nonce + HS_IV_SIZE, aad, aad_size, sealed, size, output);
+    hs_status status =
+        hs_gcm_open(derived, nonce + HS_IV_SIZE, aad, aad_size, sealed, size, output);
     OPENSSL_cleanse(derived, sizeof derived);
     return status;
 }
