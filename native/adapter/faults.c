@@ -70,6 +70,9 @@ static CK_RV do_fault(const call *call, CK_RV code)
     case ACTION_FLIP:
         flip(call);
         break;
+    case ACTION_RESIZE:
+        *call->output_size = call->fault.argument;
+        break;
     case ACTION_LATENCY:
     case ACTION_NONE:
         break;
@@ -218,7 +221,8 @@ CK_RV faults_leave(call *call, CK_RV code)
             note_done(call);
             code = objects_leave(call);
         }
-        if (call->fault.after && (call->fault.action != ACTION_FLIP || code == CKR_OK))
+        int needs_output = call->fault.action == ACTION_FLIP || call->fault.action == ACTION_RESIZE;
+        if (call->fault.after && (!needs_output || code == CKR_OK))
             code = do_fault(call, code);
     }
     if (call->alone)

@@ -37,6 +37,7 @@ typedef enum {
     KEY_MS,
     KEY_STATUS,
     KEY_BIT,
+    KEY_SIZE,
     KEYS_OF_RULES, /* from here on: keys of the device */
     KEY_SESSIONS_MAX = KEYS_OF_RULES,
     KEY_RENUMBER,
@@ -92,7 +93,8 @@ static const word MECHANISM_WORDS[] = {{"CKM_RSA_PKCS_KEY_PAIR_GEN", 0x0000},
 static const word ACTION_WORDS[] = {{"return", ACTION_RETURN}, {"sleep", ACTION_SLEEP},
                                     {"hang", ACTION_HANG},     {"segv", ACTION_SEGV},
                                     {"exit", ACTION_EXIT},     {"flip", ACTION_FLIP},
-                                    {"latency", ACTION_LATENCY}, {NULL, 0}};
+                                    {"resize", ACTION_RESIZE}, {"latency", ACTION_LATENCY},
+                                    {NULL, 0}};
 static const word WHEN_WORDS[] = {{"before", 0}, {"after", 1}, {NULL, 0}};
 static const word SWITCH_WORDS[] = {{"off", 0}, {"on", 1}, {NULL, 0}};
 static const word IV_WORDS[] = {{"callers", 0}, {"written-back", 1}, {NULL, 0}};
@@ -106,7 +108,7 @@ static const struct {
 } KEYS[KEY_NUMBER] = {
     [KEY_FUNCTION] = {"function", FUNCTION_WORDS, 0, "a PKCS#11 function such as C_Encrypt, or *"},
     [KEY_ACTION] = {"action", ACTION_WORDS, 0,
-                    "return, sleep, hang, segv, exit, flip or latency"},
+                    "return, sleep, hang, segv, exit, flip, resize or latency"},
     [KEY_WHEN] = {"when", WHEN_WORDS, 0, "before or after"},
     [KEY_SKIP] = {"skip", NULL, UINT32_MAX, "a number"},
     [KEY_COUNT] = {"count", NULL, UINT32_MAX, "a number"},
@@ -118,6 +120,7 @@ static const struct {
     [KEY_MS] = {"ms", NULL, UINT32_MAX, "milliseconds"},
     [KEY_STATUS] = {"status", NULL, 255, "an exit status from 0 to 255"},
     [KEY_BIT] = {"bit", NULL, UINT32_MAX, "the number of a bit"},
+    [KEY_SIZE] = {"size", NULL, UINT32_MAX, "bytes of output"},
     [KEY_SESSIONS_MAX] = {"sessions_max", NULL, UINT32_MAX, "a number of sessions"},
     [KEY_RENUMBER] = {"renumber", SWITCH_WORDS, 0, "on or off"},
     [KEY_IDLE_TIMEOUT_MS] = {"idle_timeout_ms", NULL, UINT32_MAX, "milliseconds"},
@@ -138,7 +141,7 @@ enum {
 static const key ARGUMENTS[] = {
     [ACTION_RETURN] = KEY_CODE, [ACTION_SLEEP] = KEY_MS,    [ACTION_HANG] = KEY_NUMBER,
     [ACTION_SEGV] = KEY_NUMBER, [ACTION_EXIT] = KEY_STATUS, [ACTION_FLIP] = KEY_BIT,
-    [ACTION_LATENCY] = KEY_MS};
+    [ACTION_RESIZE] = KEY_SIZE, [ACTION_LATENCY] = KEY_MS};
 
 typedef struct {
     struct timespec changed;
@@ -203,15 +206,20 @@ static int parse_word(const char *path, size_t number, char *text, line *into)
     return 1;
 }
 
+static int changes_output(const line *rule)
+{
+    uint64_t action = rule->values[KEY_ACTION];
+    return action == ACTION_FLIP || action == ACTION_RESIZE;
+}
+
 /* A rule has all it needs and nothing that its action does not take. */
 static int check_rule(const char *path, size_t number, const line *rule)
 {
     if ((rule->given & REQUIRED) != REQUIRED)
         return complain(path, number, "not a whole rule:", "function or action is missing",
                         "both in one line");
-    if (rule->values[KEY_ACTION] == ACTION_FLIP && rule->given & BIT(KEY_WHEN) &&
-        rule->values[KEY_WHEN] == 0)
-        return complain(path, number, "flip changes the output,", "so it cannot come before",
+    if (changes_output(rule) && rule->given & BIT(KEY_WHEN) && rule->values[KEY_WHEN] == 0)
+        return complain(path, number, "the action changes the output,", "so it cannot come before",
                         "when=after");
     key argument = ARGUMENTS[rule->values[KEY_ACTION]];
     uint32_t needed = argument == KEY_NUMBER ? 0 : BIT(argument);
@@ -355,7 +363,7 @@ static int fits(const line *rule, const call *call)
     int named = values[KEY_FUNCTION] == (uint64_t)call->function;
     if (!named && values[KEY_FUNCTION] != ANY_FUNCTION)
         return 0;
-    if (values[KEY_ACTION] == ACTION_FLIP && call->output == NULL)
+    if (changes_output(rule) && call->output == NULL)
         return 0;
     if (call->input_size < values[KEY_MIN_SIZE])
         return 0;
@@ -390,7 +398,7 @@ int rules_match(const struct call *call, rule *due, uint64_t *latency_ms)
             *latency_ms += found->values[KEY_MS];
         else if (turn > 0)
             *due = (rule){(enum action)action,
-                          found->values[KEY_WHEN] != 0 || action == ACTION_FLIP,
+                          found->values[KEY_WHEN] != 0 || changes_output(found),
                           ARGUMENTS[action] == KEY_NUMBER ? 0 : found->values[ARGUMENTS[action]]};
     }
     pthread_mutex_unlock(&lock);

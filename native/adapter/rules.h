@@ -16,13 +16,14 @@ typedef enum action {
     ACTION_SEGV,
     ACTION_EXIT,
     ACTION_FLIP,
+    ACTION_RESIZE,
     ACTION_LATENCY
 } action;
 
 typedef struct {
     action action;
     int after;         /* the module is called first */
-    uint64_t argument; /* return: code; sleep, latency: ms; exit: status; flip: bit */
+    uint64_t argument; /* return: code; sleep, latency: ms; exit: status; flip: bit; resize: bytes */
 } rule;
 
 /* The device that is simulated. A new process and an empty file have none of it. */

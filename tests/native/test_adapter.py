@@ -368,6 +368,17 @@ def test_flip_changes_one_bit_of_the_output(rig: Rig) -> None:
     assert rig.output(script) == ["[(1, 2)]", "[(15, 128)]", "True"]
 
 
+def test_resize_changes_the_length_alone(rig: Rig) -> None:
+    script = """
+        session = open_session()
+        key = make_key(session)
+        sealed = ecb(key, 32)
+        write_rules(RULES, "function=C_Encrypt skip=1 count=1 action=resize size=20")
+        say(ecb(key, 32) == sealed, ecb(key, 32) == sealed[:20], ecb(key, 32) == sealed)
+    """
+    assert rig.output(script) == ["True True True"]
+
+
 def test_flip_makes_a_signature_invalid(rig: Rig) -> None:
     script = """
         session = open_session()
@@ -459,7 +470,9 @@ def test_hang_holds_the_call_and_nothing_else(rig: Rig) -> None:
         ("function=C_Encrypt action=exit status=256", "bad value of status"),
         ("function=C_Encrypt action=hang ms=3", "a key that is not for this action"),
         ("function=C_Encrypt action=hang action=hang", "given twice: action"),
-        ("function=C_Encrypt action=flip bit=0 when=before", "flip changes the output"),
+        ("function=C_Encrypt action=flip bit=0 when=before", "changes the output"),
+        ("function=C_Encrypt action=resize size=0 when=before", "changes the output"),
+        ("function=C_Encrypt action=resize", "the action needs size"),
         ("function=C_Encrypt action=hang when=never", "bad value of when; write before or after"),
         ("function=C_Encrypt action=hang renumber=on", "a key that is not for this action"),
         ("renumber=1", "bad value of renumber; write on or off"),
