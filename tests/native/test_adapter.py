@@ -1,133 +1,19 @@
 """The PKCS#11 adapter and its fault injection, before real modules in processes of their own."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import hsmux_native
-from hsmux_native.faults import FUNCTIONS, Counters, write_rules
+from hsmux_native.faults import FUNCTIONS, write_rules
 
-SOFTHSM = "/usr/lib/softhsm/libsofthsm2.so"
-SOFTOKN = "/usr/lib/x86_64-linux-gnu/libsoftokn3.so"
+from .rig import Rig, make_softokn, said
+
 SOURCES = Path(__file__).parents[2] / "native" / "adapter"
-TIMEOUT_S = 60
-
-# What every script starts with. `outcome` names how a call ended.
-PRELUDE = """
-import os, sys, threading, time
-import pkcs11
-from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
-from hsmux_native.faults import Counters, write_rules
-
-RULES, ADAPTER = os.environ.get("HSMUX_ADAPTER_RULES"), os.environ["ADAPTER"]
-counters = Counters(os.environ.get("HSMUX_ADAPTER_COUNTERS", ""))
-
-def say(*words):
-    print(*words, flush=True)
-
-def outcome(function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except pkcs11.PKCS11Error as error:
-        return type(error).__name__
-    return "ok"
-
-def load():
-    return pkcs11.lib(ADAPTER)
-
-def open_session():
-    return load().get_token(token_label="t").open(user_pin="1234", rw=True)
-
-def make_key(session, label="k", value=bytes(32), token=False):
-    return session.create_object({
-        Attribute.CLASS: ObjectClass.SECRET_KEY, Attribute.KEY_TYPE: KeyType.AES,
-        Attribute.VALUE: value, Attribute.LABEL: label, Attribute.ID: label.encode(),
-        Attribute.TOKEN: token, Attribute.ENCRYPT: True, Attribute.DECRYPT: True,
-    })
-
-def ecb(key, size=16):
-    return key.encrypt(bytes(size), mechanism=Mechanism.AES_ECB)
-"""
-
-
-class Rig:
-    """A SoftHSM token, rules, and counters, for processes that go through the adapter."""
-
-    def __init__(self, directory: Path) -> None:
-        self.rules = directory / "rules"
-        self.counters = Counters(directory / "counters")
-        (directory / "tokens").mkdir()
-        conf = directory / "softhsm2.conf"
-        conf.write_text(f"directories.tokendir = {directory / 'tokens'}\nlog.level = ERROR\n")
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith("HSMUX_")}
-        self.environment = {
-            **inherited,
-            "SOFTHSM2_CONF": str(conf),
-            "HSMUX_ADAPTER_MODULE": SOFTHSM,
-            "HSMUX_ADAPTER_RULES": str(self.rules),
-            "HSMUX_ADAPTER_COUNTERS": str(directory / "counters"),
-            "ADAPTER": hsmux_native.adapter_path(faults=True),
-        }
-        write_rules(self.rules)
-        command = "softhsm2-util --init-token --free --label t --pin 1234 --so-pin 1234"
-        subprocess.run(command.split(), env=self.environment, check=True, capture_output=True)
-
-    def command(self, script: str) -> list[str]:
-        return [sys.executable, "-c", PRELUDE + textwrap.dedent(script)]
-
-    def run(self, script: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            self.command(script),
-            env={**self.environment, **environment},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-        )
-
-    def output(self, script: str, **environment: str) -> list[str]:
-        """The lines of a script that ends well."""
-        done = self.run(script, **environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-
-    @contextmanager
-    def running(self, script: str) -> Iterator["subprocess.Popen[str]"]:
-        """A script that is ended with the block."""
-        pipe = subprocess.PIPE
-        command = self.command(script)
-        with subprocess.Popen(
-            command, env=self.environment, stdin=pipe, stdout=pipe, text=True
-        ) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
-
-
-def said(process: "subprocess.Popen[str]") -> str:
-    """The next line of a running script."""
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
-
-
-@pytest.fixture
-def plain(rig: Rig) -> Rig:
-    """The adapter that injects nothing."""
-    rig.environment["ADAPTER"] = hsmux_native.adapter_path()
-    return rig
 
 
 # ---- The plain adapter
@@ -233,27 +119,17 @@ def test_the_module_can_be_initialised_again(plain: Rig) -> None:
     assert plain.output(script) == ["ok"] * 3
 
 
-def test_nss_gets_its_parameters(plain: Rig, tmp_path: Path) -> None:
-    database, pin = tmp_path / "nss", tmp_path / "pin"
-    database.mkdir()
-    pin.write_text("correct-horse\n")
-    command = ["certutil", "-N", "-d", f"sql:{database}", "-f", str(pin)]
-    subprocess.run(command, check=True, capture_output=True)
+def test_nss_gets_its_parameters(tmp_path: Path) -> None:
+    softokn = make_softokn(tmp_path)
     script = """
         library = load()
         say(sorted(token.label for token in library.get_tokens()))
-        token = library.get_token(token_label="NSS Certificate DB")
+        token = library.get_token(token_label=TOKEN)
         say(outcome(token.open, user_pin="wrong"))
-        with token.open(user_pin="correct-horse") as session:
+        with token.open(user_pin=PIN) as session:
             say(len(session.generate_random(256)))
     """
-    lines = plain.output(
-        script,
-        HSMUX_ADAPTER_MODULE=SOFTOKN,
-        HSMUX_ADAPTER_PARAMETERS=f"configdir='sql:{database}' certPrefix='' keyPrefix='' "
-        "secmod='secmod.db' flags=",
-    )
-    assert lines == [
+    assert softokn.output(script, ADAPTER=hsmux_native.adapter_path()) == [
         "['NSS Certificate DB', 'NSS Generic Crypto Services']",
         "PinIncorrect",
         "32",
@@ -541,6 +417,10 @@ def test_without_counters_a_process_counts_alone(rig: Rig) -> None:
 
 def test_a_file_that_is_not_of_counters_closes_everything(rig: Rig, tmp_path: Path) -> None:
     path = tmp_path / "counters"
+    # As it is for a moment when the adapter makes it.
+    for size in (0, 20480):
+        path.write_bytes(bytes(size))
+        assert rig.counters.count("C_Login") == 0
     path.write_bytes(b"something else" * 2000)
     done = rig.run("say(outcome(load))")
     assert done.stdout == "GeneralError\n"
@@ -561,7 +441,7 @@ def test_sessions_are_limited_over_processes(rig: Rig) -> None:
         input()
     """
     count = """
-        token = load().get_token(token_label="t")
+        token = load().get_token(token_label=TOKEN)
         opened = []
         say(*[outcome(lambda: opened.append(token.open())) for _ in range(4)])
         opened.pop().close()
@@ -580,7 +460,7 @@ def test_all_sessions_are_given_back(rig: Rig) -> None:
     script = """
         library = load()
         for _ in range(3):
-            token = library.get_token(token_label="t")
+            token = library.get_token(token_label=TOKEN)
             say(outcome(token.open), outcome(token.open))
             library.reinitialize()
     """
