@@ -70,6 +70,9 @@ class Counters:
             data = self._path.read_bytes()
         except FileNotFoundError:
             return 0
+        # A file that the adapter is about to fill is empty first, and then has no magic yet.
+        if not data.strip(b"\0") and len(data) in (0, _FILE_SIZE_BYTES):
+            return 0
         if len(data) != _FILE_SIZE_BYTES or data[: len(_MAGIC)] != _MAGIC:
             raise ValueError(f"{self._path}: not a file of the adapter's counters; remove it")
         word: int
