@@ -1,16 +1,16 @@
 /* The PKCS#11 adapter: a module that stands before the vendor's module in one process.
  *
- * PKCS#11 callers such as python-pkcs11 call C_Initialize without arguments, which promises a module
- * that only one thread will call, and gives modules that want parameters (NSS) none. The adapter
- * exports C_GetFunctionList alone, loads the module that HSMUX_ADAPTER_MODULE names, and forwards
- * every function to it. It changes three things:
+ * PKCS#11 callers such as python-pkcs11 call C_Initialize without arguments, which promises a
+ * module that only one thread will call, and gives modules that want parameters (NSS) none. The
+ * adapter exports C_GetFunctionList alone, loads the module that HSMUX_ADAPTER_MODULE names, and
+ * forwards every function to it. It changes three things:
  *
  * - C_Initialize always asks for the operating system's locks (CKF_OS_LOCKING_OK) and passes
  *   HSMUX_ADAPTER_PARAMETERS, when set, as LibraryParameters.
  * - After a fork the child gets CKR_CRYPTOKI_NOT_INITIALIZED from everything: most modules would
  *   silently share the parent's sessions. A page that the kernel zeroes in children
- *   (MADV_WIPEONFORK) tells them apart at the price of one load, and sees clone() too. A fork before
- *   C_Initialize is harmless and allowed.
+ *   (MADV_WIPEONFORK) tells them apart at the price of one load, and sees clone() too. A fork
+ *   before C_Initialize is harmless and allowed.
  * - A module that cannot be loaded is said in one line on stderr, since C_GetFunctionList can only
  *   answer CKR_GENERAL_ERROR.
  *

@@ -12,8 +12,8 @@
  *
  * A process that opens sessions holds an open-file-description lock on byte 1 + i as long as it
  * lives, so that the sessions of a killed one stop to count, zombie or not. Byte 0 is the lock
- * around counting sessions. A rule's key comes from the rules file's identity and the line, so rules
- * that are written anew count anew. */
+ * around counting sessions. A rule's key comes from the rules file's identity and the line, so
+ * rules that are written anew count anew. */
 #include "counters.h"
 
 #include <errno.h>

@@ -6,8 +6,8 @@
  * 3 in the module's order. After C_Initialize has been called again, an object is known again by
  * its class, CKA_ID and CKA_LABEL, and the objects met together swap: each gets the number that the
  * next one had before. So every old number names another object, whatever order the module lists
- * them in and whatever a caller searches for; a lone object gets a new number, and its old one names
- * none. Objects made by the caller get new numbers.
+ * them in and whatever a caller searches for; a lone object gets a new number, and its old one
+ * names none. Objects made by the caller get new numbers.
  *
  * The mode is that of the rules at C_Initialize; without it handles pass unchanged. */
 #include "objects.h"

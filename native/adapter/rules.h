@@ -23,7 +23,7 @@ typedef enum action {
 typedef struct {
     action action;
     int after;         /* the module is called first */
-    uint64_t argument; /* return: code; sleep, latency: ms; exit: status; flip: bit; resize: bytes */
+    uint64_t argument; /* the value of the one key that the action takes, 0 if it takes none */
 } rule;
 
 /* The device that is simulated. A new process and an empty file have none of it. */

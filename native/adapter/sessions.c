@@ -1,5 +1,6 @@
 /* What is known of the sessions that this process has open: their slot, when they were last used,
- * and the mechanism that their last C_...Init named (C_Encrypt itself has no mechanism to match). */
+ * and the mechanism that their last C_...Init named (C_Encrypt itself has no mechanism to match).
+ * */
 #include "sessions.h"
 
 #include <pthread.h>

@@ -19,5 +19,8 @@ class ArenaFull(NativeError):
     """No slot is free; free one and try again."""
 
 
-class SelfTestFailed(NativeError):
-    """A known-answer test failed, or the backend that was demanded is not there."""
+class SelfTestFailed(NativeError, ImportError):
+    """A known-answer test failed, or the backend that was demanded is not there.
+
+    An ImportError too: the package cannot be imported then.
+    """

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +60,26 @@ def test_a_wrong_answer_ends_the_start(name: str, wanted: str) -> None:
     done = start(NAME_THE_BACKEND, HSMUX_NATIVE_BACKEND=wanted, HSMUX_NATIVE_CORRUPT_SELF_TEST=name)
     line = last_line(done)
     assert "SelfTestFailed" in line and f"({name})" in line
+
+
+def run_command(*words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the `hsmux` command."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("hsmux")), *words],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_answer_ends_the_start_of_a_gateway(name: str, tmp_path: Path) -> None:
+    words = ("serve", "--config", str(tmp_path / "gateway.toml"))
+    done = run_command(*words, HSMUX_NATIVE_CORRUPT_SELF_TEST=name)
+    assert (done.returncode, done.stdout) == (8, "")
+    (line,) = done.stderr.splitlines()
+    assert "the gateway cannot be loaded" in line and f"({name})" in line
 
 
 def test_a_test_that_there_is_not_cannot_be_corrupted() -> None:

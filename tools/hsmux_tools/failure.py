@@ -5,6 +5,7 @@ from typing import Final
 __all__ = [
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
+    "EXIT_OPERATOR",
     "EXIT_USAGE",
     "Failure",
     "visible",
@@ -13,6 +14,9 @@ __all__ = [
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 """The same as an argument that the gateway refuses: the caller must change what was asked."""
+
+EXIT_OPERATOR: Final = 8
+"""An operator must act, and starting again changes nothing."""
 
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports a program that Ctrl-C ended."""

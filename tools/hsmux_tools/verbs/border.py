@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..failure import EXIT_FAILED, Failure
+from ..failure import EXIT_FAILED, EXIT_OPERATOR, Failure
 
 __all__ = ["gateway_command"]
 
@@ -25,6 +25,9 @@ def gateway_command() -> Iterator[Any]:
         raise Failure(
             "this verb runs on the gateway's machine: pip install hsmux-gateway", EXIT_FAILED
         ) from None
+    except ImportError as error:
+        # The C module, which tests itself when it is loaded.
+        raise Failure(f"the gateway cannot be loaded: {error}", EXIT_OPERATOR) from None
     try:
         yield command
     except OperatorError as error:
