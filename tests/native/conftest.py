@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,25 @@ BACKENDS = ("ipsec-mb", "openssl")
 KINDS = ("memfd_secret", "mlock")
 
 
+@contextmanager
+def chosen(name: str) -> Iterator[None]:
+    """A backend in use inside of the block, and the one before behind it."""
+    before = hsmux_native.backend().split()[0]
+    aead._select_backend(name, None)
+    try:
+        yield
+    finally:
+        aead._select_backend(before, None)
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend in turn, in this process; an arena must not outlive the change."""
     name: str = request.param
     if name == "ipsec-mb" and platform.machine() != "x86_64":
         pytest.skip("libipsec-mb is for x86-64")
-    aead._select_backend(name, None)
-    yield name
-    aead._select_backend("", None)
+    with chosen(name):
+        yield name
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """The choice of a backend at import, and known-answer tests that can fail."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import hsmux_native
 from hsmux_native import SelfTestFailed, self_test
 
 from .conftest import BACKENDS
@@ -42,8 +42,9 @@ def test_a_backend_can_be_demanded(wanted: str) -> None:
 
 
 def test_the_fastest_is_chosen() -> None:
+    fastest = "ipsec-mb" if platform.machine() == "x86_64" else "openssl"
     done = start(NAME_THE_BACKEND)
-    assert done.stdout.strip() == hsmux_native.backend()
+    assert done.stdout.startswith(f"{fastest} ")
     assert done.stdout == start(NAME_THE_BACKEND, HSMUX_NATIVE_BACKEND="").stdout
 
 
