@@ -432,21 +432,22 @@ class TrioClient:
     ) -> list[T | HsmuxError]:
         """Keep `WINDOW` batches on their way."""
         end = None if timeout_s is None else trio.current_time() + timeout_s
-        failures: list[HsmuxError] = []
+        pending = batches.pending()
+        mistakes: list[HsmuxError] = []
 
-        async def work(scope: trio.CancelScope) -> None:
-            for batch in batches.pending():
-                try:
+        async def work() -> None:
+            # What is wrong with an argument shows when its batch is made; a group must not hide it.
+            try:
+                for batch in pending:
                     await self._perform_batch(batches, batch, end)
-                except HsmuxError as error:
-                    failures.append(error)
-                    scope.cancel()
+            except HsmuxError as error:
+                mistakes.append(error)
 
         async with trio.open_nursery() as nursery:
             for _ in range(WINDOW):
-                nursery.start_soon(work, nursery.cancel_scope)
-        if failures:
-            raise failures[0]
+                nursery.start_soon(work)
+        if mistakes:
+            raise mistakes[0]
         return batches.results()
 
     async def _perform_batch(self, batches: Batches[T], batch: Batch[T], end: float | None) -> None:
