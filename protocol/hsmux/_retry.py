@@ -21,7 +21,15 @@ from hsmux_protocol.operations import Operation
 
 from ._tls import ConnectionLost
 
-__all__ = ["CONNECT_TIMEOUT_S", "GRACE_S", "Effort", "TimedOut", "unreachable"]
+__all__ = [
+    "CONNECT_TIMEOUT_S",
+    "FAILURES",
+    "GRACE_S",
+    "Closed",
+    "Effort",
+    "TimedOut",
+    "unreachable",
+]
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """Seconds to connect, over all addresses."""
@@ -37,6 +45,14 @@ JITTER: Final = 0.5
 
 class TimedOut(Exception):
     """No answer came within the deadline and its grace. Never leaves the package."""
+
+
+class Closed(Exception):
+    """The client was closed. Never leaves the package."""
+
+
+FAILURES: Final = (HsmuxError, ConnectionLost, TimedOut, Closed)
+"""What a try of a request can end in, for an effort to judge."""
 
 
 class Effort:
@@ -69,7 +85,7 @@ class Effort:
         """The pause before the next try in seconds.
 
         Args:
-            error: HsmuxError, ConnectionLost or TimedOut.
+            error: HsmuxError, ConnectionLost, TimedOut or Closed.
             now: The time.
             sent: Whether the request had left; false while there was no connection.
 
@@ -85,7 +101,9 @@ class Effort:
         return pause_s
 
     def _pause_s(self, error: Exception) -> float | None:
-        if isinstance(error, TimedOut) or (isinstance(error, HsmuxError) and not error.retryable):
+        if isinstance(error, TimedOut | Closed):
+            return None
+        if isinstance(error, HsmuxError) and not error.retryable:
             return None
         pause_s: float = min(PAUSE_MIN_S * 2.0**self._tries, PAUSE_MAX_S)
         pause_s *= 1 - JITTER * random.random()
@@ -106,6 +124,8 @@ class Effort:
             return error
         if isinstance(error, TimedOut):
             return DeadlineExceeded(f"{self._operation.name}: no answer came in time")
+        if isinstance(error, Closed):
+            return Unavailable("the client was closed; make a new one")
         return unreachable(error)
 
 

@@ -16,14 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from hsmux_protocol.errors import HsmuxError, Unavailable
+from hsmux_protocol.errors import HsmuxError
 
 from . import _calls
 from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
 from ._blocking import BlockingLink, Ticket, connect_socket
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
-from ._retry import CONNECT_TIMEOUT_S, Effort, TimedOut, unreachable
+from ._retry import CONNECT_TIMEOUT_S, FAILURES, Closed, Effort, unreachable
 from ._tls import ConnectionLost, make_client_context
 from .profiles import Profile, resolve_profile, split_address
 from .results import (
@@ -405,7 +405,7 @@ class Client:
             try:
                 blocking, ticket = self._submit(call, options, effort)
                 return call.result(blocking.wait(ticket, effort.deadline))
-            except (ConnectionLost, HsmuxError, TimedOut) as error:
+            except FAILURES as error:
                 pause_s = effort.failed(error, time.monotonic(), sent=ticket is not None)
             time.sleep(pause_s)
 
@@ -460,7 +460,7 @@ class Client:
     ) -> tuple[BlockingLink | None, Ticket | None]:
         try:
             return self._submit(call, {}, effort)
-        except (ConnectionLost, HsmuxError, TimedOut):
+        except FAILURES:
             return None, None
 
     def _finish_batch(
@@ -477,7 +477,7 @@ class Client:
                     values = blocking.wait(ticket, effort.deadline)
                     batches.done(batch, batch.call.result(values))
                     return
-                except (ConnectionLost, HsmuxError, TimedOut) as error:
+                except FAILURES as error:
                     time.sleep(effort.failed(error, time.monotonic(), sent=True))
             left_s = effort.deadline - time.monotonic()
             batches.done(batch, self._perform(batch.call, left_s))
@@ -495,7 +495,7 @@ class Client:
             raise ConnectionLost("another thread is still connecting")
         try:
             if self._is_closed:
-                raise Unavailable("the client was closed; connect again")
+                raise Closed
             if self._blocking is not None:
                 if self._blocking.link.is_open:
                     return self._blocking

@@ -14,13 +14,13 @@ from typing import Any, Self, TypeVar
 
 import trio
 
-from hsmux_protocol.errors import HsmuxError, Unavailable
+from hsmux_protocol.errors import HsmuxError
 
 from . import _calls
 from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
-from ._retry import CONNECT_TIMEOUT_S, Effort, TimedOut, unreachable
+from ._retry import CONNECT_TIMEOUT_S, FAILURES, Closed, Effort, unreachable
 from ._tls import ConnectionLost, make_client_context
 from ._trio_link import TrioLink, connect_socket
 from .profiles import Profile, resolve_profile, split_address
@@ -395,7 +395,7 @@ class TrioClient:
             sent: list[bool] = []
             try:
                 return call.result(await self._try(call, options, effort, sent))
-            except (ConnectionLost, HsmuxError, TimedOut) as error:
+            except FAILURES as error:
                 pause_s = effort.failed(error, trio.current_time(), sent=bool(sent))
             await trio.sleep(pause_s)
 
@@ -467,7 +467,7 @@ class TrioClient:
         with trio.move_on_at(deadline):
             async with self._connecting:
                 if self._is_closed:
-                    raise Unavailable("the client was closed; enter a new one")
+                    raise Closed
                 if self._link is not None:
                     if self._link.link.is_open:
                         return self._link
