@@ -140,6 +140,11 @@ class _Connection:
         """Bytes received and not yet decoded."""
         return self._reader.buffered_size
 
+    @property
+    def missing_size(self) -> int:
+        """Bytes that the frame which has begun still needs; 0 before its length is known."""
+        return self._reader.missing_size
+
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Store bytes that came; an empty byte string is the peer's end of stream.
 

@@ -253,6 +253,15 @@ class FrameReader:
         """Bytes received and not yet returned."""
         return len(self._buffer) - self._start
 
+    @property
+    def missing_size(self) -> int:
+        """Bytes that the frame which has begun still needs; 0 before its length is known."""
+        start = self._start + LENGTH_SIZE
+        if len(self._buffer) < start:
+            return 0
+        end = start + int.from_bytes(self._buffer[self._start : start], "big")
+        return max(0, end - len(self._buffer))
+
     def is_whole(self) -> bool:
         """Whether what is buffered is whole frames and nothing else."""
         position = self._start

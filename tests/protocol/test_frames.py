@@ -58,6 +58,17 @@ def test_whole(frame: Frame) -> None:
 
 
 @examples
+def test_a_reader_tells_what_is_missing(frame: Frame) -> None:
+    reader, data = FrameReader(), encode(frame)
+    for index, byte in enumerate(data):
+        assert reader.missing_size == (len(data) - index if index >= 4 else 0)
+        reader.feed(bytes([byte]))
+    assert reader.missing_size == 0
+    assert read_all(reader) == [frame]
+    assert reader.missing_size == 0
+
+
+@examples
 def test_a_byte_at_a_time(frame: Frame) -> None:
     reader, data = FrameReader(), encode(frame)
     for byte in data[:-1]:
