@@ -59,7 +59,8 @@ class Catalog:
 
     Attributes:
         revision: The store revision of everything here.
-        asked_at: When the store last told that this is current, seconds of `time.monotonic()`.
+        asked_at: When the store was asked that last told that this is current, in seconds of
+            `time.monotonic()`.
     """
 
     def __init__(self) -> None:
@@ -77,7 +78,8 @@ class Catalog:
         self.client_key_order = Ordered()
         self.client_keys_by_spki: dict[bytes, bytes] = {}
         self.gateway_keys: dict[str, GatewayKeyRow] = {}
-        self._listeners: list[Callable[[bytes], None]] = []
+        self._key_listeners: list[Callable[[bytes], None]] = []
+        self._identity_listeners: list[Callable[[], None]] = []
 
     def __repr__(self) -> str:
         return (
@@ -87,7 +89,11 @@ class Catalog:
 
     def on_key_change(self, listener: Callable[[bytes], None]) -> None:
         """Call `listener` with the id of every key that changed."""
-        self._listeners.append(listener)
+        self._key_listeners.append(listener)
+
+    def on_identity_change(self, listener: Callable[[], None]) -> None:
+        """Call `listener` when an access point or client key changed."""
+        self._identity_listeners.append(listener)
 
     def apply(self, changes: Changes) -> None:
         """Take over rows that changed; older ones than those here are left out."""
@@ -106,15 +112,18 @@ class Catalog:
         changed = {row.key_id for row in changes.keys}
         changed |= {version.key_id for version in changes.key_versions}
         for key_id in changed:
-            for listener in self._listeners:
+            for listener in self._key_listeners:
                 listener(key_id)
+        if changes.access_points or changes.client_keys:
+            for notify in self._identity_listeners:
+                notify()
 
-    def confirm(self) -> None:
-        """The store just told that this is current."""
-        self.asked_at = time.monotonic()
+    def confirm(self, asked_at: float) -> None:
+        """The store has told that this is what it held when it was asked."""
+        self.asked_at = asked_at
 
     def stale_for_s(self) -> float:
-        """Seconds since the store last told that this is current."""
+        """Seconds since this was known to be current."""
         return time.monotonic() - self.asked_at
 
     def _apply_gateway_key(self, row: GatewayKeyRow) -> None:

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import trio
 
 from .config import load_config
-from .daemon import Addresses, log_to, run_init, run_serve, token_settings
+from .daemon import Addresses, log_to, run_init, run_serve
 from .dev import dev_gateway
-from .errors import OperatorError
+from .errors import OperatorError, first_of
+from .foundation import token_settings
 from .hsm.errors import TokenError
 from .hsm.settings import TokenSettings
 from .initialise import Initialised
@@ -32,9 +33,7 @@ __all__ = [
     "serve",
 ]
 
-
 T = TypeVar("T")
-E = TypeVar("E", bound=BaseException)
 
 
 def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
@@ -46,14 +45,8 @@ def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     try:
         return trio.run(main, *arguments)
     except* OperatorError as group:
-        failures.append(_first(group))
+        failures.append(first_of(group))
     raise failures[0]
-
-
-def _first(group: BaseExceptionGroup[E]) -> E:
-    """The first exception in the depths of a group."""
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def init(config: Path) -> Initialised:
@@ -108,7 +101,7 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     try:
         found = _run(probe, settings, instance)
     except* TokenError as group:
-        raise OperatorError(f"token {name}: {_first(group)}") from None
+        raise OperatorError(f"token {name}: {first_of(group)}") from None
     return {"token": name, **found}
 
 

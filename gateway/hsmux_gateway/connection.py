@@ -3,89 +3,91 @@
 Theory of operation
 -------------------
 One task reads. It decrypts, decodes one frame at a time, and either does the call itself (software
-keys: nothing to wait for) or starts a task for it. Any task that has finished a call puts the
-answer into `_answers` and flushes; the first to come flushes for all that come meanwhile, so
-answers of a burst share one audit write, one TLS write and one system call. Answers leave in the
-order they are done.
-
-The order that must hold: an answer is encoded, its record is flushed to the operating system, and
-only then does TLS see it. If the flush fails, none of these answers leaves.
+keys: nothing to wait for) or starts a task for it. Any task that has finished a call queues its
+answer and flushes (see `answers`).
 
 Back pressure is not reading. The reader stops decoding while `REQUESTS_IN_FLIGHT_MAX` calls have
 tasks, or while more than `ANSWERS_SIZE_MAX` bytes of answers wait for a peer that does not read
-them; unread requests stay in the kernel and then with the peer. A frame larger than 64 KiB needs a
-unit of the gateway's large-buffer budget before more of it is read.
+them; unread requests stay in the kernel and then with the peer. Memory beyond the connection's own
+is leased (see `buffers`): without a lease no more of a large frame is read, and a call is Busy.
+
+Fairness: the reader works in slices of `SLICE_NS`, and takes a turn of its access point for each
+(see `fairness`), so neither a flood nor many connections keep the event loop from others.
 
 Time: handshake and HELLO together have `handshake_timeout_s`; a frame that has begun must come at
-1 KiB a second after `frame_timeout_s`; a connection with nothing open is closed after
-`idle_timeout_s`; a peer that does not read its answers for `send_timeout_s` is dropped.
+1 KiB a second after `frame_timeout_s`, not counting what the gateway made it wait; a connection
+with nothing open is closed after `idle_timeout_s`; a peer that does not read its answers for
+`send_timeout_s` is dropped. A request's own budget runs from the arrival of its last byte.
 
-Authority is checked per call by the engine, so a revoked client key is refused on an open
-connection too; the connection then closes.
+Authority is checked per call by the engine, and by `recheck` whenever it may have changed, so a
+revoked client key is told so on an open connection too; the connection then closes.
 
-Cancellation: CANCEL cancels the call's scope. A change that has reached its effect is shielded and
-finishes (see `changes`); the caller gets the one answer that is true.
+Cancellation: CANCEL cancels the call's scope. A change that has reached its effect is finished (see
+`effects`); the caller gets the one answer that is true.
+
+Stopping: GOAWAY and a PING. What the peer sent before it saw the GOAWAY is answered like
+everything before; its PONG, or `GRACE_S` without one, says that nothing more is on its way. The
+connection ends when nothing is open then.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import structlog
 import trio
 
 from hsmux_protocol.connection import ANNOUNCED_LIMITS, VERSION, ServerConnection, State
 from hsmux_protocol.errors import (
+    Busy,
     Cancelled,
     DeadlineExceeded,
     HsmuxError,
-    InvalidArgument,
+    InternalError,
+    LocalProtocolError,
     ProtocolError,
     RemoteProtocolError,
     Unauthenticated,
 )
-from hsmux_protocol.fields import read_fields
-from hsmux_protocol.frames import (
-    Cancel,
-    Error,
-    Frame,
-    Goaway,
-    Hello,
-    Ping,
-    Pong,
-    Request,
-    Result,
-    Welcome,
-)
+from hsmux_protocol.frames import Cancel, Frame, Goaway, Hello, Ping, Pong, Request, Result, Welcome
 from hsmux_protocol.limits import REQUESTS_IN_FLIGHT_MAX
-from hsmux_protocol.operations import OPERATION_BY_NUMBER, OPTIONS, Operation
 
+from .answers import Answers
 from .audit.recorder import RecordError
+from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Principal
 from .config import Limits
 from .engine import Engine
+from .fairness import FairBudget, Turns
+from .requests import Asked, error_frame, read_request
 from .tls import TlsClosed, TlsStream
 
-__all__ = ["Connection", "ConnectionFacts", "read_call"]
+__all__ = ["Connection", "ConnectionFacts"]
 
 log = structlog.get_logger("hsmux.connection")
 
-ANSWERS_SIZE_MAX: Final = 256 * 1024
+ANSWERS_SIZE_MAX: Final = 64 * 1024
 """Bytes of answers waiting for the peer; more stop the reader."""
 
-LARGE_BUFFER_SIZE: Final = 64 * 1024
-"""Bytes a connection may hold of its own; beyond, it takes a unit of the shared budget."""
+SMALL_SIZE: Final = 8 * 1024
+"""Bytes of a call that is done here without asking for room: it adds no more than this."""
 
 FRAME_RATE_MIN: Final = 1024
 """Bytes a second a frame must make once `frame_timeout_s` is over."""
 
-ERROR_TEXT_MAX: Final = 500
-"""Characters of an error's text: what a caller sent may be quoted in it, and that has no bound."""
+SLICE_NS: Final = 2_000_000
+"""Nanoseconds of calls done before answers leave and other tasks get their turn."""
 
-INLINE_FRAMES_MAX: Final = 64
-"""Inline calls done before other tasks get their turn."""
+GRACE_S: Final = 1.0
+"""Seconds after GOAWAY for requests that crossed it, from a peer that does not answer the PING."""
+
+GOAWAY_PING: Final = 0x676F61776179
+"""The number of the PING behind GOAWAY."""
+
+RETRY_AFTER_MS: Final = 100
+"""What a caller is told to wait when the buffers of all connections are full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +97,24 @@ class ConnectionFacts:
     Attributes:
         engine: Does the calls.
         authenticate: The principal of a certificate (DER), or Unauthenticated.
+        stands: Whether a principal is still accepted.
         runs_inline: Whether a call waits for nothing.
         new_reference: Makes references.
         deployment: 16 bytes, announced in WELCOME.
         limits: From the configuration.
-        large_buffers: The budget for frames beyond `LARGE_BUFFER_SIZE`.
+        buffers: Bytes that connections hold beyond their own.
+        turns: Shares the event loop.
     """
 
     engine: Engine
     authenticate: Callable[[bytes], Principal]
+    stands: Callable[[Principal], bool]
     runs_inline: Callable[[Call], bool]
     new_reference: Callable[[], str]
     deployment: bytes
     limits: Limits
-    large_buffers: trio.Semaphore
-
-
-def read_call(request: Request) -> tuple[Operation, list[Any]]:
-    """The operation and the read arguments of a request.
-
-    Raises:
-        ProtocolError: The operation is unknown.
-        InvalidArgument: An argument or option does not fit; the text names it.
-    """
-    operation = OPERATION_BY_NUMBER.get(request.operation)
-    if operation is None:
-        raise ProtocolError(f"operation {request.operation} is unknown to this gateway")
-    try:
-        arguments = read_fields(operation.arguments, request.arguments)
-        for name, value in request.options.items():
-            if name not in OPTIONS or not operation.changes:
-                raise ValueError(f"option {name!r} is not known for {operation.name}")
-            OPTIONS[name].read(value)
-    except ValueError as error:
-        raise InvalidArgument(f"{operation.name}: {error}") from None
-    return operation, arguments
+    buffers: FairBudget
+    turns: Turns
 
 
 class Connection:
@@ -139,66 +124,132 @@ class Connection:
         tls: The accepted stream, not yet shaken hands.
         peer_address: For records and logs.
         facts: What all connections share.
+        on_open: Called when the peer has said who it is.
+
+    Attributes:
+        draining: Whether GOAWAY was said or will be.
     """
 
-    def __init__(self, tls: TlsStream, peer_address: str, facts: ConnectionFacts) -> None:
+    def __init__(
+        self,
+        tls: TlsStream,
+        peer_address: str,
+        facts: ConnectionFacts,
+        on_open: Callable[["Connection"], None],
+    ) -> None:
         self._tls = tls
         self._peer_address = peer_address
         self._facts = facts
+        self._on_open = on_open
         self._protocol = ServerConnection()
-        self._principal: Principal | None = None
-        self._answers: list[bytes] = []
-        self._answers_size = 0
-        self._flushing = False
-        self._drained = trio.Event()
-        self._frame_began: float | None = None
+        self._answers = Answers(tls, facts.engine.recorder, facts.limits.send_timeout_s)
+        self._principal = Principal(bytes(16), "nobody yet", bytes(16), 0)
+        self._buffers = self._buffers_of(b"")
+        self._nursery: trio.Nursery | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._cancelled: set[int] = set()
         self._changed = trio.Event()
-        self._reader_scope = trio.CancelScope()
+        self._opening = trio.CancelScope()
+        self._closing = trio.CancelScope(shield=True)
+        self._receiving = trio.CancelScope()
+        self._received_at = 0.0
+        self._frame_began: float | None = None
         self._unauthenticated = False
-        self._has_large_buffer = False
+        self._nothing_crosses = False
         self.draining = False
 
     def __repr__(self) -> str:
-        name = self._principal.access_point if self._principal else "nobody yet"
-        return f"Connection({name}, {self._protocol.state.value}, {len(self._scopes)} in work)"
+        name, state = self._principal.access_point, self._protocol.state.value
+        return f"Connection({name}, {state}, {len(self._scopes)} in work)"
+
+    def _buffers_of(self, tenant: bytes) -> ConnectionBuffers:
+        lease = BufferLease(self._facts.buffers, tenant)
+        return ConnectionBuffers(lease, self._protocol, self._answers)
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nothing is open and nothing waits to be sent."""
-        return not self._protocol.open_ids and not self._answers
+    def is_open(self) -> bool:
+        """Whether the peer was welcomed and may speak."""
+        return self._nursery is not None
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether it is draining and nothing is open, unsent or on its way."""
+        if not (self.draining and self._nothing_crosses):
+            return False
+        return not (self._protocol.open_ids or self._answers.size or self._protocol.buffered_size)
 
     async def run(self) -> None:
         """Serve the connection to its end; every reason to end is logged, none is raised."""
         reason = "closed"
         try:
-            await self._open()
-            async with trio.open_nursery() as nursery:
-                with self._reader_scope:
-                    await self._read(nursery)
-                await self._finish()
-                nursery.cancel_scope.cancel()
-        except* TlsClosed as group:
-            reason = str(group.exceptions[0])
-        except* RecordError as group:
+            with self._opening:
+                await self._open()
+            if self._opening.cancelled_caught:
+                raise TlsClosed("cut off: the gateway is stopping, or too many are opening")
+            self._on_open(self)
+            await self._serve_open()
+        except* (TlsClosed, RecordError) as group:
             reason = str(group.exceptions[0])
         except* trio.TooSlowError:
             reason = "too slow"
         finally:
-            self._release_large_buffer()
-            with trio.CancelScope(shield=True):
+            self._buffers.release()
+            with self._closing:
                 await self._tls.close()
             log.info("connection closed", peer=self._peer_address, reason=reason)
 
-    async def drain(self) -> None:
-        """Say GOAWAY; the connection ends when its open requests are answered."""
+    async def _serve_open(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                if self.draining:
+                    self._say_goaway()
+                await self._read(nursery)
+                await self._finish()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+
+    def drain(self) -> None:
+        """Say GOAWAY; the connection ends when what was sent before that is answered."""
         self.draining = True
-        if self._protocol.state is State.OPEN:
-            with suppress(TlsClosed, RecordError, trio.TooSlowError):
-                await self._send(Goaway(0, "the gateway is stopping; connect again"))
-        if self.is_idle:
-            self._reader_scope.cancel()
+        if self.is_open:
+            self._say_goaway()
+        else:
+            self._opening.cancel()
+
+    def cut(self) -> None:
+        """End a connection that has not been welcomed at once, to make room for another."""
+        self._opening.cancel()
+        self._closing.cancel()
+
+    def recheck(self) -> None:
+        """End the connection if its principal is not accepted any more."""
+        if self.is_open and not self._facts.stands(self._principal):
+            self._refuse_principal()
+
+    def _refuse_principal(self) -> None:
+        self._unauthenticated = True
+        self._receiving.cancel()
+
+    def _say_goaway(self) -> None:
+        if self._nursery is None or self._protocol.state is not State.OPEN:
+            return
+        self._put(Goaway(0, "the gateway is stopping; connect again"))
+        self._put(Ping(GOAWAY_PING))
+        self._nursery.start_soon(self._answers.flush)
+        self._nursery.start_soon(self._end_grace)
+
+    async def _end_grace(self) -> None:
+        await trio.sleep(GRACE_S)
+        self._nothing_crosses = True
+        self._wake_if_over()
+
+    def _wake_if_over(self) -> None:
+        if self._is_over:
+            self._receiving.cancel()
+
+    # Opening
 
     async def _open(self) -> None:
         """TLS handshake, HELLO, who it is, WELCOME."""
@@ -216,9 +267,10 @@ class Connection:
         except HsmuxError as error:
             await self._refuse(error)
             raise TlsClosed(f"refused: {error.text}") from None
+        self._buffers = self._buffers_of(self._principal.access_point_id)
         name = self._principal.access_point
-        welcome = Welcome(VERSION, [], ANNOUNCED_LIMITS, self._facts.deployment, name)
-        await self._send(welcome)
+        self._put(Welcome(VERSION, [], ANNOUNCED_LIMITS, self._facts.deployment, name))
+        await self._answers.flush()
 
     async def _next_hello(self) -> Hello:
         while True:
@@ -226,9 +278,15 @@ class Connection:
             if isinstance(frame, Hello):
                 return frame
             data = await self._tls.receive()
-            self._protocol.receive_data(data)
+            self._note(data)
             if not data:
                 raise TlsClosed("closed before HELLO")
+
+    def _note(self, data: bytes) -> None:
+        self._received_at = time.monotonic()
+        self._protocol.receive_data(data)
+
+    # Reading
 
     async def _read(self, nursery: trio.Nursery) -> None:
         """Take frames until the peer ends, breaks the protocol or may no longer speak.
@@ -236,77 +294,93 @@ class Connection:
         A peer that ends is not waiting any more: its open calls are cancelled.
         """
         try:
-            while not self._unauthenticated:
+            while True:
                 await self._take_frames(nursery)
-                await self._flush()
-                if self.draining and self.is_idle:
+                await self._answers.flush()
+                self._buffers.settle()
+                if self._unauthenticated or self._is_over:
                     return
                 data = await self._receive()
-                self._protocol.receive_data(data)
+                if data is None:
+                    continue
+                self._note(data)
                 if not data:
                     self._cancel_all()
                     return
         except RemoteProtocolError as error:
             log.info("protocol error", peer=self._peer_address, error=str(error))
-            await self._flush()
+            await self._answers.drain()
             await self._refuse(ProtocolError(str(error)))
             raise TlsClosed(f"protocol: {error}") from None
 
-    async def _receive(self) -> bytes:
-        while True:
-            held = self._protocol.buffered_size
-            await self._lease_large_buffer(held)
-            with trio.move_on_at(self._receive_deadline(held)) as scope:
-                return await self._tls.receive()
-            if scope.cancelled_caught and (held or not self._protocol.open_ids):
-                raise trio.TooSlowError
+    async def _receive(self) -> bytes | None:
+        """What comes next; None if there is something else to look at first."""
+        with trio.CancelScope() as self._receiving:
+            if self._unauthenticated or self._is_over:
+                return None
+            began = trio.current_time()
+            size = await self._buffers.make_room()
+            if self._frame_began is not None:
+                self._frame_began += trio.current_time() - began
+            self._receiving.deadline = self._receive_deadline()
+            data = await self._tls.receive(size)
+            self._buffers.came(len(data))
+            return data
+        is_late = trio.current_time() >= self._receiving.deadline
+        if is_late and (self._protocol.buffered_size or not self._protocol.open_ids):
+            raise trio.TooSlowError
+        return None
 
-    def _receive_deadline(self, held: int) -> float:
+    def _receive_deadline(self) -> float:
         now, limits = trio.current_time(), self._facts.limits
+        held = self._protocol.buffered_size
         if not held:
             return now + limits.idle_timeout_s
         if self._frame_began is None:
             self._frame_began = now
         return self._frame_began + limits.frame_timeout_s + held / FRAME_RATE_MIN
 
-    async def _lease_large_buffer(self, held: int) -> None:
-        if held > LARGE_BUFFER_SIZE and not self._has_large_buffer:
-            await self._facts.large_buffers.acquire()
-            self._has_large_buffer = True
-        elif held <= LARGE_BUFFER_SIZE:
-            self._release_large_buffer()
-
     async def _take_frames(self, nursery: trio.Nursery) -> None:
-        """Decode and dispatch every whole frame that was received, as far as there is room."""
-        inline = 0
-        while not self._unauthenticated:
+        """Decode and dispatch every whole frame that was received, slice by slice."""
+        tenant = self._principal.access_point_id
+        is_more = True
+        while is_more and not self._unauthenticated:
             await self._wait_for_room()
-            frame = self._protocol.next_frame()
+            await self._facts.turns.take(tenant)
+            began = time.perf_counter_ns()
+            is_more = await self._take_slice(nursery, began + SLICE_NS)
+            self._facts.turns.spend(tenant, time.perf_counter_ns() - began)
+            if is_more:
+                await self._answers.flush()
+                await trio.lowlevel.checkpoint()
+
+    async def _take_slice(self, nursery: trio.Nursery, until_ns: int) -> bool:
+        """Take frames until the time is over or there is no room; whether there may be more."""
+        protocol, answers, scopes = self._protocol, self._answers, self._scopes
+        left = protocol.buffered_size
+        while len(scopes) < REQUESTS_IN_FLIGHT_MAX and answers.size <= ANSWERS_SIZE_MAX:
+            frame = protocol.next_frame()
             if frame is None:
-                return
+                return False
+            before, left = left, protocol.buffered_size
             self._frame_began = None
+            self._buffers.frame_taken()
             if isinstance(frame, Request):
-                if not await self._take_request(nursery, frame):
-                    continue
-                inline += 1
-                if inline % INLINE_FRAMES_MAX == 0:
-                    await self._flush()
-                    await trio.lowlevel.checkpoint()
+                await self._take_request(nursery, frame, before - left)
             else:
                 self._take_other(frame)
+            if self._unauthenticated or time.perf_counter_ns() >= until_ns:
+                break
+        return True
 
     async def _wait_for_room(self) -> None:
         """Wait while too many calls are in work or too many answers are unread."""
         while len(self._scopes) >= REQUESTS_IN_FLIGHT_MAX:
-            await self._flush()
+            await self._answers.flush()
             if len(self._scopes) >= REQUESTS_IN_FLIGHT_MAX:
                 self._changed = trio.Event()
                 await self._changed.wait()
-        while self._answers_size > ANSWERS_SIZE_MAX:
-            await self._flush()
-            if self._flushing:
-                self._drained = trio.Event()
-                await self._drained.wait()
+        await self._answers.drain(ANSWERS_SIZE_MAX)
 
     def _take_other(self, frame: Frame) -> None:
         if isinstance(frame, Cancel):
@@ -315,130 +389,106 @@ class Connection:
                 self._cancelled.add(frame.id)
                 scope.cancel()
         elif isinstance(frame, Ping):
-            self._answer(Pong(frame.number))
+            self._put(Pong(frame.number))
+        elif isinstance(frame, Pong) and frame.number == GOAWAY_PING:
+            self._nothing_crosses = self.draining
 
-    async def _take_request(self, nursery: trio.Nursery, request: Request) -> bool:
-        """Do a request inline (True) or start its task (False)."""
-        assert self._principal is not None
-        reference = self._facts.new_reference()
-        try:
-            operation, arguments = read_call(request)
-        except HsmuxError as error:
-            error.reference = reference
-            self._answer(_error_frame(request.id, error))
-            return True
-        budget_ms = min(
-            request.budget_ms or operation.deadline_default_ms, operation.deadline_max_ms
-        )
-        call = Call(
+    async def _take_request(self, nursery: trio.Nursery, request: Request, size: int) -> None:
+        """Do a request here, or start its task."""
+        asked = read_request(
+            request,
             self._principal,
             self._peer_address,
-            operation,
-            arguments,
-            request.options,
-            time.monotonic() + budget_ms / 1000,
-            reference,
+            size,
+            self._received_at,
+            self._facts.new_reference(),
         )
-        if self._facts.runs_inline(call):
-            self._answer(await self._do(request.id, call))
-            return True
+        is_inline = asked.refusal is not None or self._facts.runs_inline(asked.call)
+        if not (is_inline and asked.size <= SMALL_SIZE) and not self._buffers.has_room(asked.size):
+            refusal = Busy("the gateway holds too much data", retry_after_ms=RETRY_AFTER_MS)
+            asked, is_inline = asked._replace(refusal=asked.refusal or refusal), True
+        if is_inline:
+            self._put_answer(await self._do(request.id, asked, waits=False))
+            return
+        self._buffers.begin(asked.size)
         self._scopes[request.id] = trio.CancelScope()
-        nursery.start_soon(self._serve, request.id, call)
-        return False
+        nursery.start_soon(self._serve, request.id, asked)
 
-    async def _serve(self, request_id: int, call: Call) -> None:
+    # Calls and answers
+
+    async def _serve(self, request_id: int, asked: Asked) -> None:
         """A task for one call that waits for something."""
+        call = asked.call
         scope = self._scopes[request_id]
         scope.deadline = trio.current_time() + call.deadline - time.monotonic()
         answer: Frame | None = None
         with scope:
-            answer = await self._do(request_id, call)
+            answer = await self._do(request_id, asked, waits=True)
         if answer is None:
             error = self._cancellation(request_id)
             error.reference = call.reference
-            answer = _error_frame(request_id, error)
-        del self._scopes[request_id]
+            answer = error_frame(request_id, error)
+        self._put_answer(answer)
+        self._buffers.end(asked.size)
         self._cancelled.discard(request_id)
+        del self._scopes[request_id]
         self._changed.set()
-        self._answer(answer)
-        await self._flush()
-        if self._unauthenticated or (self.draining and self.is_idle):
-            self._reader_scope.cancel()
+        await self._answers.flush()
+        self._buffers.settle()
+        if self._unauthenticated:
+            self._receiving.cancel()
+        self._wake_if_over()
 
     def _cancellation(self, request_id: int) -> HsmuxError:
         if request_id in self._cancelled:
             return Cancelled("cancelled by the caller")
         return DeadlineExceeded("the time for this request ran out")
 
-    async def _do(self, request_id: int, call: Call) -> Frame:
+    async def _do(self, request_id: int, asked: Asked, *, waits: bool) -> Frame:
         try:
-            return Result(request_id, await self._facts.engine.call(call))
+            call, refusal = asked.call, asked.refusal
+            values = await self._facts.engine.call(call, refusal=refusal, waits=waits)
+            return Result(request_id, values)
         except Unauthenticated as error:
             self._unauthenticated = True
-            return _error_frame(request_id, error)
+            return error_frame(request_id, error)
         except HsmuxError as error:
-            return _error_frame(request_id, error)
+            return error_frame(request_id, error)
 
-    def _answer(self, frame: Frame) -> None:
-        """Put an answer into the queue; it leaves at the next flush."""
-        data = self._protocol.send(frame)
-        self._answers.append(data)
-        self._answers_size += len(data)
+    def _put(self, frame: Frame) -> None:
+        """Queue a frame that answers no request; it leaves at the next flush."""
+        self._answers.put(self._protocol.send(frame))
 
-    async def _flush(self) -> None:
-        """Record, then send everything queued; does nothing while another task is at it."""
-        if self._flushing:
-            return
-        self._flushing = True
+    def _put_answer(self, frame: Frame) -> None:
+        """Queue the one answer to a request."""
         try:
-            while self._answers:
-                data = b"".join(self._answers)
-                self._answers.clear()
-                self._facts.engine.recorder.flush()
-                with trio.fail_after(self._facts.limits.send_timeout_s):
-                    await self._tls.send_all(data)
-                self._answers_size -= len(data)
-                self._drained.set()
-        finally:
-            self._flushing = False
+            data = self._protocol.send(frame)
+        except LocalProtocolError as error:
+            assert isinstance(frame, Result)
+            reference = self._facts.new_reference()
+            log.critical("an answer does not fit a frame", reference=reference, error=str(error))
+            failure = InternalError("the answer does not fit a frame", reference=reference)
+            data = self._protocol.send(error_frame(frame.id, failure))
+        self._answers.put_recorded(data)
 
-    async def _send(self, frame: Frame) -> None:
-        self._answer(frame)
-        await self._flush()
+    # Ending
 
     async def _refuse(self, error: HsmuxError) -> None:
         """Say why the whole connection ends, if it can still be said."""
         error.reference = error.reference or self._facts.new_reference()
-        frame = _error_frame(0, error)
-        with suppress(TlsClosed, RecordError, trio.TooSlowError):
-            await self._tls.send_all(self._protocol.farewell(frame))
+        farewell = self._protocol.farewell(error_frame(0, error))
+        with suppress(TlsClosed), trio.move_on_after(self._facts.limits.send_timeout_s):
+            await self._tls.send_all(farewell)
 
     async def _finish(self) -> None:
         """Let calls in work end and their answers leave, then say why if the key is refused."""
         while self._scopes:
             self._changed = trio.Event()
             await self._changed.wait()
-        await self._flush()
+        await self._answers.drain()
         if self._unauthenticated:
             await self._refuse(Unauthenticated("this client key is not accepted any more"))
 
     def _cancel_all(self) -> None:
         for scope in self._scopes.values():
             scope.cancel()
-
-    def _release_large_buffer(self) -> None:
-        if self._has_large_buffer:
-            self._has_large_buffer = False
-            self._facts.large_buffers.release()
-
-
-def _error_frame(request_id: int, error: HsmuxError) -> Error:
-    return Error(
-        request_id,
-        error.number,
-        error.family,
-        error.retryable,
-        error.retry_after_ms,
-        error.text[:ERROR_TEXT_MAX],
-        error.reference,
-    )

@@ -21,8 +21,9 @@ from typing import Final
 from hsmux.profiles import Profile, save_profile
 
 from .config import Config, load_config
-from .daemon import Addresses, Foundation, log_to, run_serve
+from .daemon import Addresses, log_to, run_serve
 from .errors import OperatorError
+from .foundation import Foundation
 from .initialise import initialise
 from .instance import write_file
 

@@ -5,8 +5,13 @@ answers. It runs with the memory of its idempotency token in one transaction, so
 remembered means an effect that happened, and the other way round. When it is durable, the
 catalogue is brought up to date before the answer leaves: whoever saw the answer finds the change.
 
-From the moment the transaction is handed over, cancellation and deadlines wait: the caller gets
-the one answer that is true.
+While the transaction waits for its turn, cancellation and deadlines take it back: nothing is
+changed. Once it is begun they wait up to `PATIENCE_S` for its end, because that is the one answer
+that is true; a database that takes longer makes the outcome unknown.
+
+A token is looked up before anything is made, which saves the work, and again in the transaction of
+the effect, which makes it certain: of two equal calls at the same time one has its effect and both
+have its answer.
 """
 
 import time
@@ -23,7 +28,16 @@ from hsmux_protocol.fields import read_fields, write_fields
 from .call import Call
 from .catalog import Catalog
 from .engine import arguments_hash
-from .store.errors import CommitUnknown, Conflict, SealBroken, StoreBusy, StoreError, StoreFull
+from .errors import EXIT_AGAIN, OperatorError
+from .store.errors import (
+    CommitUnknown,
+    Conflict,
+    SealBroken,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreFull,
+)
 from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
@@ -37,8 +51,14 @@ T = TypeVar("T")
 RETRY_AFTER_MS: Final = 500
 """What a caller is told to wait while the store is away or full of work."""
 
+PATIENCE_S: Final = 1.0
+"""Seconds a change that is being committed has after its caller stopped waiting."""
+
+CATCH_UP_S: Final = 2.0
+"""Seconds to bring the catalogue up to date before a change that is done is answered."""
+
 NOT_REPEATABLE: Final = b"\xc0"
-"""What is remembered of an answer that held a secret."""
+"""What begins the memory of an answer that held a secret; the name of what was made follows."""
 
 
 def presented(error: StoreError) -> errors.HsmuxError:
@@ -74,33 +94,37 @@ class Effects:
         self._refreshing = trio.Lock()
 
     async def apply(
-        self, call: Call, effect: Callable[[Transaction], list[Any]], *, repeatable: bool = True
+        self, call: Call, effect: Callable[[Transaction], list[Any]], *, secret_of: str = ""
     ) -> list[Any]:
         """Do an effect for a call and remember its answer.
 
         Args:
             call: The call, whose options may hold an idempotency token.
             effect: Writes the rows and returns the result values.
-            repeatable: False when the answer holds a secret, which is never kept.
+            secret_of: Names what was made when the answer holds its secret, which is never kept.
+
+        Returns:
+            The result values; those of an equal call that was done already, if there was one.
 
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
+        token = call.options.get("idempotency_token")
+        if token is None:
+            return await self.write(effect)
+        hashed = arguments_hash(call)
+        access_point_id, name = call.principal.access_point_id, call.operation.name
 
         def work(transaction: Transaction) -> list[Any]:
+            remembered = transaction.recall(access_point_id, name, token, hashed)
+            if remembered is not None:
+                return _repeat(call, remembered)
             values = effect(transaction)
-            token = call.options.get("idempotency_token")
-            if token is not None:
-                fields = call.operation.results
-                packed = msgpack.packb(write_fields(fields, tuple(values)))
-                transaction.remember(
-                    call.principal.access_point_id,
-                    call.operation.name,
-                    token,
-                    arguments_hash(call),
-                    packed if repeatable else NOT_REPEATABLE,
-                    now_ms=time.time_ns() // 1_000_000,
-                )
+            memory: bytes = NOT_REPEATABLE + secret_of.encode()
+            if not secret_of:
+                memory = msgpack.packb(write_fields(call.operation.results, tuple(values)))
+            at_ms = time.time_ns() // 1_000_000
+            transaction.remember(access_point_id, name, token, hashed, memory, now_ms=at_ms)
             return values
 
         return await self.write(work)
@@ -111,13 +135,20 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
-        with trio.CancelScope(shield=True):
-            try:
-                value = await self._writer.write(work)
-            except StoreError as error:
-                raise presented(error) from error
-            await self.refresh()
+        try:
+            value = await self._writer.write(work, patience_s=PATIENCE_S)
+        except StoreError as error:
+            raise presented(error) from error
+        with trio.move_on_after(CATCH_UP_S, shield=True):
+            await self._catch_up()
         return value
+
+    async def _catch_up(self) -> None:
+        """Show a change that is durable; if the store is away just now, `poll` does it later."""
+        try:
+            await self.refresh()
+        except errors.HsmuxError as error:
+            log.warning("a change is stored and not shown yet", error=error.text)
 
     async def recall(self, call: Call, arguments_hash: bytes) -> list[Any] | None:
         """The stored answer of a change done under the call's token, or None.
@@ -131,12 +162,18 @@ class Effects:
         def work(reader: Reader) -> bytes | None:
             return reader.recall(access_point_id, name, token, arguments_hash)
 
-        result = await self.read(work)
-        if result is None:
-            return None
-        if result == NOT_REPEATABLE:
-            raise errors.Conflict(f"{name} was done under this token; its answer is not kept")
-        return read_fields(call.operation.results, msgpack.unpackb(result))
+        remembered = await self.read(work)
+        return None if remembered is None else _repeat(call, remembered)
+
+    async def forget(self) -> None:
+        """Forget idempotency tokens that are older than a day.
+
+        Raises:
+            HsmuxError: The store is away.
+        """
+        at_ms = time.time_ns() // 1_000_000
+        while await self.write(lambda transaction: transaction.purge_idempotency(at_ms)):
+            pass
 
     async def refresh(self) -> None:
         """Bring the catalogue up to the store's revision.
@@ -145,11 +182,11 @@ class Effects:
             HsmuxError: The store is away.
         """
         async with self._refreshing:
-            since = self._catalog.revision
+            since, asked_at = self._catalog.revision, time.monotonic()
             changes = await self._in_thread(lambda: self._changes_since(since))
             if changes is not None:
                 self._catalog.apply(changes)
-            self._catalog.confirm()
+            self._catalog.confirm(asked_at)
 
     def _changes_since(self, revision: int) -> Any:
         if self._store.revision() == revision:
@@ -157,7 +194,7 @@ class Effects:
         return self._store.read_changes(revision)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
-        """Read in the store itself, where memory is not enough.
+        """Read in the store itself, where memory is not enough; who is cancelled does not wait.
 
         Raises:
             HsmuxError: The store is away.
@@ -166,12 +203,18 @@ class Effects:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            return await trio.to_thread.run_sync(work, limiter=self._limiter)
+            return await trio.to_thread.run_sync(
+                work, limiter=self._limiter, abandon_on_cancel=True
+            )
         except StoreError as error:
             raise presented(error) from error
 
     async def poll(self, interval_s: float) -> None:
-        """Follow other processes' changes until cancelled; failures are logged once each time."""
+        """Follow other processes' changes until cancelled; failures are logged once each time.
+
+        Raises:
+            OperatorError: The database failed in a way that only a new process mends.
+        """
         failing = False
         while True:
             await trio.sleep(interval_s)
@@ -179,6 +222,20 @@ class Effects:
                 await self.refresh()
                 failing = False
             except errors.HsmuxError as error:
+                if isinstance(error.__cause__, StoreDamaged):
+                    text = f"store: {error.__cause__}; starting again recovers what is stored"
+                    raise OperatorError(text, exit_code=EXIT_AGAIN) from error
                 if not failing:
                     log.error("the store cannot be followed", error=error.text)
                 failing = True
+
+
+def _repeat(call: Call, remembered: bytes) -> list[Any]:
+    """The answer of a change that was done under the call's token."""
+    if remembered.startswith(NOT_REPEATABLE):
+        what = remembered.removeprefix(NOT_REPEATABLE).decode()
+        raise errors.Conflict(
+            f"{call.operation.name} was done under this token and made {what}; its secret is not "
+            "kept and cannot be repeated"
+        )
+    return read_fields(call.operation.results, msgpack.unpackb(remembered))

@@ -12,13 +12,19 @@ A handler is an async method that takes the call and the operation's arguments u
 in the order of the operation table, and returns the result values in the table's order. It raises
 `HsmuxError` subclasses for everything a caller may see. Anything else that it raises is a fault of
 the gateway: it is logged whole under the call's reference, the caller gets InternalError with that
-reference, and nobody else notices. That is the only place where an unknown exception is caught.
+reference, and nobody else notices.
+
+Every call leaves one record, whatever became of it: done, refused, failed, out of time or
+cancelled. A front that finds a request unreadable still brings it here, with the refusal it would
+give, so that it is decided and recorded like any other: a revoked client key learns that it is
+revoked and nothing about its arguments. The one exception are calls refused because nothing can be
+recorded.
 
 Idempotency: a changing call with a token whose effect is already stored gets the stored answer,
-after it was decided again. The effect and its memory are one store transaction (see `changes`).
+after it was decided again. The effect and its memory are one store transaction (see `effects`).
 
-Inline calls: a handler that will not wait for anything (software keys) is run by the connection's
-own task; `runs_inline` tells. All others get a task of their own.
+Bounds: calls in work are a `FairBudget` between access points; over it a call is Busy at once.
+A call whose deadline passed while it waited for its turn is not begun.
 """
 
 import hashlib
@@ -32,6 +38,8 @@ import structlog
 
 from hsmux_protocol.errors import (
     Busy,
+    Cancelled,
+    DeadlineExceeded,
     Denied,
     HsmuxError,
     InternalError,
@@ -44,6 +52,7 @@ from hsmux_protocol.operations import OPERATIONS, Operation
 from .access.decision import CallFacts, decide
 from .audit.recorder import Record, Recorder
 from .call import Call
+from .fairness import FairBudget
 from .metrics import Metrics
 
 __all__ = ["Engine", "Handler", "Identities", "Memory", "arguments_hash", "collect_handlers"]
@@ -103,6 +112,13 @@ def _ordered(value: Any) -> Any:
     return [_ordered(item) for item in value] if isinstance(value, list) else value
 
 
+def _cancellation(call: Call) -> HsmuxError:
+    """What a caller learns of a call that was cancelled."""
+    if time.monotonic() >= call.deadline:
+        return DeadlineExceeded("the time for this request ran out")
+    return Cancelled("cancelled by the caller")
+
+
 class Engine:
     """Decides, does and records every call.
 
@@ -129,15 +145,27 @@ class Engine:
         self._identities = identities
         self._memory = memory
         self._metrics = metrics
-        self._requests_max = requests_max
+        self._in_work = FairBudget(requests_max)
         self.recorder = recorder
-        self.in_work = 0
 
     def __repr__(self) -> str:
         return f"Engine({self.in_work} in work, {self.recorder!r})"
 
-    async def call(self, call: Call) -> list[Any]:
+    @property
+    def in_work(self) -> int:
+        """Calls that are being done."""
+        return self._in_work.used
+
+    async def call(
+        self, call: Call, *, refusal: HsmuxError | None = None, waits: bool = True
+    ) -> list[Any]:
         """Do one call.
+
+        Args:
+            call: The call.
+            refusal: Why the front cannot have it done; raised if the caller is who it was.
+            waits: Whether it may wait for something; one that does not is over before it could
+                count as work.
 
         Returns:
             The result values, encodable, in the order of the operation table.
@@ -146,44 +174,57 @@ class Engine:
             HsmuxError: It was refused or failed; its reference is the call's.
         """
         started = time.perf_counter_ns()
-        self.in_work += 1
+        if self.recorder.failing and not self.recorder.ready():
+            raise Unavailable(
+                "requests cannot be recorded",
+                reference=call.reference,
+                retry_after_ms=RETRY_AFTER_MS,
+            )
         failure: HsmuxError | None = None
+        outcome = ""
         values: list[Any] = []
         try:
-            self._admit()
-            self._decide(call)
-            values = await self._do(call)
+            self._decide(call, refusal)
+            values = await (self._do_counted(call) if waits else self._do(call))
+            outcome = "done"
         except HsmuxError as error:
             failure = error
         except Exception as error:
             log.exception("a handler failed", reference=call.reference, error=type(error).__name__)
             failure = InternalError("the gateway failed; its log tells more")
         finally:
-            self.in_work -= 1
-        self._record(call, failure, time.perf_counter_ns() - started)
+            # Without an outcome or a failure it is being cancelled, which no clause names: a
+            # handler's nursery may have put it into a group.
+            outcome = outcome or type(failure or _cancellation(call)).__name__
+            self._record(call, outcome, time.perf_counter_ns() - started)
         if failure is not None:
             failure.reference = call.reference
             raise failure
         return values
 
-    def _admit(self) -> None:
-        if self.in_work > self._requests_max:
-            raise Busy("the gateway has too much work", retry_after_ms=RETRY_AFTER_MS)
-        if self.recorder.overfull:
-            raise Unavailable("requests cannot be recorded", retry_after_ms=RETRY_AFTER_MS)
-
-    def _decide(self, call: Call) -> None:
+    def _decide(self, call: Call, refusal: HsmuxError | None) -> None:
         facts = self._identities.facts(call)
-        decision = decide(facts)
-        if decision.allowed:
-            return
         if not (facts.access_point_enabled and facts.client_key_enabled):
             raise Unauthenticated("this client key is not accepted any more")
         if facts.now_ms >= facts.valid_until_ms:
             raise Unauthenticated("this client key has expired; issue a new one")
-        raise Denied(
-            f"access point {call.principal.access_point} may not {call.operation.permission}"
-        )
+        if refusal is not None:
+            raise refusal
+        if not decide(facts).allowed:
+            raise Denied(
+                f"access point {call.principal.access_point} may not {call.operation.permission}"
+            )
+        if time.monotonic() >= call.deadline:
+            raise DeadlineExceeded("the time for this request ran out before it was begun")
+
+    async def _do_counted(self, call: Call) -> list[Any]:
+        tenant = call.principal.access_point_id
+        if not self._in_work.try_take(tenant, 1):
+            raise Busy("the gateway has too much work", retry_after_ms=RETRY_AFTER_MS)
+        try:
+            return await self._do(call)
+        finally:
+            self._in_work.give_back(tenant, 1)
 
     async def _do(self, call: Call) -> list[Any]:
         operation: Operation = call.operation
@@ -193,8 +234,7 @@ class Engine:
                 return remembered
         return await self._handlers[operation.name](call, *call.arguments)
 
-    def _record(self, call: Call, failure: HsmuxError | None, elapsed_ns: int) -> None:
-        outcome = "done" if failure is None else type(failure).__name__
+    def _record(self, call: Call, outcome: str, elapsed_ns: int) -> None:
         self._metrics.count(call.operation.name, outcome, elapsed_ns)
         principal = call.principal
         record = Record(

@@ -1,8 +1,13 @@
 """Errors an operator sees: one line that names the place and the remedy, and an exit code."""
 
-from typing import Final
+from typing import Final, TypeVar
 
-__all__ = ["EXIT_OPERATOR", "OperatorError"]
+__all__ = ["EXIT_AGAIN", "EXIT_OPERATOR", "OperatorError", "first_of"]
+
+E = TypeVar("E", bound=BaseException)
+
+EXIT_AGAIN: Final = 1
+"""Exit code: something was away or broke; starting again may help."""
 
 EXIT_OPERATOR: Final = 8
 """Exit code: an operator must act, and starting again changes nothing."""
@@ -20,3 +25,9 @@ class OperatorError(Exception):
         super().__init__(text)
         self.text = text
         self.exit_code = exit_code
+
+
+def first_of(group: BaseExceptionGroup[E]) -> E:
+    """The first exception in the depths of a group; nurseries wrap what they raise."""
+    error = group.exceptions[0]
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error

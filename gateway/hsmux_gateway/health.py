@@ -2,6 +2,9 @@
 
 /healthz says that the event loop turns. /readyz says 200 when requests would succeed, and 503 with
 one named reason a line when not. Neither tells a secret or takes a parameter; anything else is 404.
+
+Whoever can reach the address may send anything: an exchange has its time and its size, only so many
+are accepted at once, and one that fails, for whatever reason, ends alone.
 """
 
 from collections.abc import Callable
@@ -28,6 +31,12 @@ REQUEST_SIZE_MAX: Final = 8192
 CONNECTIONS_MAX: Final = 32
 """Exchanges at a time; more wait in the kernel."""
 
+LINGER_SIZE_MAX: Final = 1 << 20
+"""Bytes of a request's body, or after it, that are read and forgotten."""
+
+ACCEPT_PAUSE_S: Final = 0.1
+"""Seconds to wait when a connection cannot be accepted: there may be no descriptor for it."""
+
 
 class HealthServer:
     """Answers one request a connection.
@@ -41,12 +50,21 @@ class HealthServer:
         self._not_ready = not_ready
         self._registry = CollectorRegistry()
         self._registry.register(metrics)
-        self._room = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._room = trio.Semaphore(CONNECTIONS_MAX)
 
     async def serve(self, listening: trio.socket.SocketType) -> None:
         """Accept until cancelled."""
-        listener = trio.SocketListener(listening)
-        await trio.serve_listeners(self._serve_one, [listener])
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._room.acquire()
+                try:
+                    accepted, _ = await listening.accept()
+                except OSError as error:
+                    self._room.release()
+                    log.warning("cannot accept", error=error.strerror)
+                    await trio.sleep(ACCEPT_PAUSE_S)
+                    continue
+                nursery.start_soon(self._serve_one, trio.SocketStream(accepted))
 
     def respond(self, target: bytes) -> tuple[int, str, bytes]:
         """Status, content type and body for a request target."""
@@ -61,14 +79,16 @@ class HealthServer:
         return 404, "text/plain", b"known are /healthz, /readyz and /metrics\n"
 
     async def _serve_one(self, stream: trio.SocketStream) -> None:
-        async with self._room:
+        try:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
-                try:
-                    await self._exchange(stream)
-                except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
-                    log.info("bad health request", error=type(error).__name__)
-            with trio.move_on_after(1, shield=True):
-                await stream.aclose()
+                await self._exchange(stream)
+        except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
+            log.info("bad health request", error=type(error).__name__)
+        except Exception as error:
+            log.exception("a health request failed", error=type(error).__name__)
+        finally:
+            self._room.release()
+            await trio.aclose_forcefully(stream)
 
     async def _exchange(self, stream: trio.SocketStream) -> None:
         http = h11.Connection(h11.SERVER, max_incomplete_event_size=REQUEST_SIZE_MAX)
@@ -81,13 +101,23 @@ class HealthServer:
             else:
                 return
         status, content_type, body = self.respond(bytes(event.target))
-        if event.method != b"GET":
-            status, content_type, body = 405, "text/plain", b"only GET\n"
+        if event.method not in (b"GET", b"HEAD"):
+            status, content_type, body = 405, "text/plain", b"only GET and HEAD\n"
         headers = [
             ("content-type", content_type),
             ("content-length", str(len(body))),
             ("connection", "close"),
         ]
         answer = http.send(h11.Response(status_code=status, headers=headers)) or b""
-        answer += http.send(h11.Data(data=body)) or b""
+        if event.method != b"HEAD":
+            answer += http.send(h11.Data(data=body)) or b""
         await stream.send_all(answer)
+        await _linger(stream)
+
+
+async def _linger(stream: trio.SocketStream) -> None:
+    """Let the answer arrive: closing with unread bytes would reset the connection."""
+    await stream.send_eof()
+    left = LINGER_SIZE_MAX
+    while left > 0 and (data := await stream.receive_some(REQUEST_SIZE_MAX)):
+        left -= len(data)

@@ -2,13 +2,20 @@
 
 A connection's task owns everything of it. An exception nobody expected ends that connection, is
 logged whole, and nothing else: one client's fault, or ours in serving it, stops nobody.
+
+How many: `connections_max`, or fewer where the process may not have so many descriptors; the
+store, the tokens and the audit file keep `DESCRIPTORS_RESERVED` of them. More are closed at once.
+Peers that have not said who they are get at most one in `OPENING_SHARE` of these places: when
+more come, the one that has been opening longest makes room. Who is quick, as a client with a
+client key is, gets in beside any number of those who only connect.
 """
 
 import errno
+import resource
 import socket
 import ssl
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -17,9 +24,9 @@ import trio
 from .config import split_address
 from .connection import Connection, ConnectionFacts
 from .errors import OperatorError
-from .tls import TlsStream
+from .tls import RECEIVE_SIZE, TlsStream
 
-__all__ = ["Listener", "open_sockets"]
+__all__ = ["Listener", "connections_possible", "open_sockets"]
 
 log = structlog.get_logger("hsmux.listener")
 
@@ -35,7 +42,25 @@ ACCEPT_PAUSE_S: Final = 0.1
 BACKLOG: Final = 1024
 """Connections the kernel keeps until they are accepted."""
 
+DESCRIPTORS_RESERVED: Final = 48
+"""Descriptors that are never connections: store, audit, workers, listening sockets, health."""
+
+OPENING_SHARE: Final = 4
+"""One in so many places is for peers that have not said who they are."""
+
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+
+
+def connections_possible(wanted: int) -> int:
+    """How many connections the process can have, after raising its limit of descriptors."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + DESCRIPTORS_RESERVED
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - DESCRIPTORS_RESERVED))
 
 
 def open_sockets(addresses: Sequence[str]) -> list[trio.socket.SocketType]:
@@ -82,29 +107,35 @@ def _set_options(accepted: trio.socket.SocketType) -> None:
     accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
-@dataclass
 class Listener:
     """Accepts connections and serves each in a task of its own.
 
-    Attributes:
+    Args:
         context: The TLS context of new connections.
         facts: What all connections share.
+        connections_max: Open at a time.
+
+    Attributes:
         connections: Those that are open now.
+        refused: Connections closed because there was no room, so far.
     """
 
-    context: ssl.SSLContext
-    facts: ConnectionFacts
-    connections: set[Connection] = field(default_factory=set)
-
-    async def serve(self, sockets: Sequence[trio.socket.SocketType]) -> None:
-        """Accept until cancelled, then close the listening sockets; connections go on elsewhere."""
-        async with trio.open_nursery() as nursery:
-            for listening in sockets:
-                nursery.start_soon(self._accept, listening)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, facts: ConnectionFacts, connections_max: int
+    ) -> None:
+        self._context = context
+        self._facts = facts
+        self._connections_max = connections_max
+        self._opening_max = max(1, connections_max // OPENING_SHARE)
+        self._opening: OrderedDict[Connection, None] = OrderedDict()
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._nursery: trio.Nursery | None = None
         self._left = trio.Event()
+        self.connections: set[Connection] = set()
+        self.refused = 0
+
+    def __repr__(self) -> str:
+        return f"Listener({len(self.connections)} connections, {len(self._opening)} opening)"
 
     async def hold_connections(
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -115,15 +146,25 @@ class Listener:
             task_status.started()
             await trio.sleep_forever()
 
+    async def serve(self, sockets: Sequence[trio.socket.SocketType]) -> None:
+        """Accept until cancelled, then close the listening sockets; connections go on elsewhere."""
+        async with trio.open_nursery() as nursery:
+            for listening in sockets:
+                nursery.start_soon(self._accept, listening)
+
     async def drain(self, timeout_s: float) -> None:
         """Tell every connection to finish, and wait for that at most `timeout_s` seconds."""
+        for connection in list(self.connections):
+            connection.drain()
         with trio.move_on_after(timeout_s):
-            async with trio.open_nursery() as nursery:
-                for connection in list(self.connections):
-                    nursery.start_soon(connection.drain)
             while self.connections:
                 self._left = trio.Event()
                 await self._left.wait()
+
+    def recheck(self) -> None:
+        """End the connections whose client keys are not accepted any more."""
+        for connection in list(self.connections):
+            connection.recheck()
 
     async def _accept(self, listening: trio.socket.SocketType) -> None:
         with listening:
@@ -131,15 +172,15 @@ class Listener:
                 try:
                     accepted, address = await listening.accept()
                 except OSError as error:
-                    if error.errno not in _EXHAUSTED:
-                        continue
-                    log.warning("cannot accept", error=error.strerror)
-                    await trio.sleep(ACCEPT_PAUSE_S)
+                    if error.errno in _EXHAUSTED:
+                        log.warning("cannot accept", error=error.strerror)
+                        await trio.sleep(ACCEPT_PAUSE_S)
                     continue
                 self._take(accepted, address)
 
     def _take(self, accepted: trio.socket.SocketType, address: tuple[object, ...]) -> None:
-        if len(self.connections) >= self.facts.limits.connections_max or self._nursery is None:
+        if len(self.connections) >= self._connections_max or self._nursery is None:
+            self.refused += 1
             accepted.close()
             return
         try:
@@ -147,10 +188,18 @@ class Listener:
         except OSError:
             accepted.close()
             return
-        tls = TlsStream(accepted, self.context)
-        connection = Connection(tls, f"{address[0]}:{address[1]}", self.facts)
+        if len(self._opening) >= self._opening_max:
+            slowest, _ = self._opening.popitem(last=False)
+            self.refused += 1
+            slowest.cut()
+        tls = TlsStream(accepted, self._context, self._buffer)
+        connection = Connection(tls, f"{address[0]}:{address[1]}", self._facts, self._opened)
         self.connections.add(connection)
+        self._opening[connection] = None
         self._nursery.start_soon(self._serve_one, connection)
+
+    def _opened(self, connection: Connection) -> None:
+        self._opening.pop(connection, None)
 
     async def _serve_one(self, connection: Connection) -> None:
         try:
@@ -158,5 +207,6 @@ class Listener:
         except Exception as error:
             log.exception("a connection failed", error=type(error).__name__)
         finally:
+            self._opening.pop(connection, None)
             self.connections.discard(connection)
             self._left.set()

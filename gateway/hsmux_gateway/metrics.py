@@ -16,6 +16,8 @@ __all__ = ["LATENCY_BOUNDS_US", "Metrics"]
 LATENCY_BOUNDS_US: Final = (50, 100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000, 1_000_000)
 """Upper bounds of the latency buckets in microseconds."""
 
+_Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+
 
 class Metrics:
     """Counters of calls, and gauges that are asked when somebody scrapes.
@@ -27,7 +29,7 @@ class Metrics:
         self._calls: dict[tuple[str, str], int] = {}
         self._buckets: dict[str, list[int]] = {}
         self._elapsed_ns: dict[str, int] = {}
-        self._gauges: list[tuple[str, str, Callable[[], float]]] = []
+        self._numbers: list[tuple[_Family, str, str, Callable[[], float]]] = []
         self._families: list[Callable[[], Iterator[Metric]]] = []
         self._started = time.time()
 
@@ -50,7 +52,11 @@ class Metrics:
 
     def add_gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Expose a number that `read` tells at a scrape."""
-        self._gauges.append((name, text, read))
+        self._numbers.append((GaugeMetricFamily, name, text, read))
+
+    def add_counter(self, name: str, text: str, read: Callable[[], float]) -> None:
+        """Expose a number that only grows."""
+        self._numbers.append((CounterMetricFamily, name, text, read))
 
     def add_families(self, collect: Callable[[], Iterator[Metric]]) -> None:
         """Expose metric families that `collect` makes at a scrape."""
@@ -65,8 +71,8 @@ class Metrics:
             calls.add_metric([operation, outcome], number)
         yield calls
         yield self._latencies()
-        for name, text, read in self._gauges:
-            yield GaugeMetricFamily(name, text, value=read())
+        for family, name, text, read in self._numbers:
+            yield family(name, text, value=read())
         for collect in self._families:
             yield from collect()
         yield GaugeMetricFamily(

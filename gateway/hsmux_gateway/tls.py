@@ -6,7 +6,9 @@ OpenSSL never sees the socket: received bytes are written into one memory BIO, b
 taken from another, and all OpenSSL calls are synchronous and in one task step. That gives three
 things `trio.SSLStream` does not: large reads into a buffer that is used again, so that one system
 call brings many requests; alerts that are really sent when a handshake or a record is refused; and
-no locks around OpenSSL, because nothing awaits inside it.
+no locks around OpenSSL, because nothing awaits inside it. All connections read into the same
+buffer, because what came is taken out of it before anything awaits: a connection costs no read
+buffer of its own.
 
 Order on the wire: whoever wants to send takes `_send_lock`, empties the outgoing BIO and sends it
 to the end. Reading can produce bytes too (a key update's answer), and goes the same way. A send
@@ -17,8 +19,13 @@ What OpenSSL decides ends in an alert on the wire: a chain that does not lead to
 certificate that is expired, not for clients, self-signed or missing. In TLS 1.3 the client may
 believe the handshake is done before the server has seen its certificate, so it learns of the alert
 at its first read. Who the certificate's key belongs to is not TLS's business: see `access`.
+
+A socket that is closed with unread bytes resets the connection, and the reset can overtake the
+last alert or error. So closing sends what is left, ends the sending side, and reads and forgets
+what still comes, for `CLOSE_TIMEOUT_S` and `LINGER_SIZE_MAX` at most.
 """
 
+import os
 import ssl
 from pathlib import Path
 from typing import Final
@@ -34,13 +41,19 @@ __all__ = ["TlsClosed", "TlsStream", "make_server_context"]
 RECEIVE_SIZE: Final = 256 * 1024
 """Bytes of the buffer for one socket read: about the most a loopback or 10 GbE socket holds."""
 
+HANDSHAKE_RECEIVE_SIZE: Final = 16 * 1024
+"""Bytes read at once from a peer that has not said who it is."""
+
 RECORD_SIZE: Final = 16 * 1024
 """Bytes of the largest TLS record, which is what one SSLObject.read returns at most."""
 
 CLOSE_TIMEOUT_S: Final = 1.0
-"""Seconds for the last alert or close_notify to leave; nobody waits longer for a peer that is
-going.
+"""Seconds for the last alert or close_notify to leave and the peer to end; nobody waits longer for
+a peer that is going.
 """
+
+LINGER_SIZE_MAX: Final = 4 << 20
+"""Bytes forgotten of a peer that is going and goes on sending."""
 
 
 class TlsClosed(Exception):
@@ -78,22 +91,34 @@ def make_server_context(certificate: Path, private_key: Path, client_ca: bytes) 
 class TlsStream:
     """One TLS connection, server side.
 
+    Args:
+        socket: Accepted.
+        context: Of the gateway.
+        buffer: Where it reads; all connections of an event loop share one of `RECEIVE_SIZE`. None:
+            one of its own.
+
     Attributes:
         broken: Whether a send was torn; such a stream only closes.
     """
 
-    def __init__(self, socket: trio.socket.SocketType, context: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        socket: trio.socket.SocketType,
+        context: ssl.SSLContext,
+        buffer: memoryview | None = None,
+    ) -> None:
         self._socket = socket
         self._stream = trio.SocketStream(socket)
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE)) if buffer is None else buffer
         self._send_lock = trio.Lock()
+        self._ended = False
         self.broken = False
 
     async def handshake(self) -> None:
-        """Shake hands; a refused peer gets its alert.
+        """Shake hands; a refused peer gets its alert when the stream is closed.
 
         Raises:
             TlsClosed: The peer was refused or went away.
@@ -103,10 +128,9 @@ class TlsStream:
                 self._tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
-                if not await self._fill():
+                if not await self._fill(HANDSHAKE_RECEIVE_SIZE):
                     raise TlsClosed("the peer left during the handshake") from None
             except ssl.SSLError as error:
-                await self._last_flush()
                 raise TlsClosed(f"handshake refused: {error.reason or error}") from None
             else:
                 await self._flush()
@@ -122,8 +146,12 @@ class TlsStream:
             raise TlsClosed("no client certificate")
         return certificate
 
-    async def receive(self) -> bytes:
-        """Everything that can be decrypted now, at least one byte; empty at the peer's end.
+    async def receive(self, size: int = HANDSHAKE_RECEIVE_SIZE) -> bytes:
+        """What can be decrypted now, at least one byte; empty at the peer's end.
+
+        Args:
+            size: The most bytes to read from the socket; what was read of a record before comes
+                on top.
 
         Raises:
             TlsClosed: The connection broke, or the peer sent something TLS refuses.
@@ -136,7 +164,9 @@ class TlsStream:
                 await self._flush()
             if data:
                 return data
-            if not await self._fill():
+            if self._ended:
+                return b""
+            if not await self._fill(size):
                 return b""
 
     def _read_decrypted(self) -> bytes | None:
@@ -150,7 +180,7 @@ class TlsStream:
                 pieces.append(piece)
         except ssl.SSLWantReadError:
             return b"".join(pieces)
-        except ssl.SSLZeroReturnError:
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
             pass
         except ssl.SSLError as error:
             raise TlsClosed(f"record refused: {error.reason or error}") from None
@@ -171,37 +201,71 @@ class TlsStream:
         await self._flush()
 
     async def close(self) -> None:
-        """Send close_notify if that is still possible, then close the socket."""
-        if not self.broken:
-            try:
-                self._tls.unwrap()
-            except (ssl.SSLError, ValueError):
-                # The usual case is that the peer has not sent its close_notify; nobody waits for
-                # it.
-                pass
-        await self._last_flush()
+        """Send the alert or close_notify if that is still possible, then close the socket.
 
-    async def _last_flush(self) -> None:
-        with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+        Cancelled, it closes the socket at once.
+        """
+        with trio.move_on_after(CLOSE_TIMEOUT_S):
             try:
                 if not self.broken:
+                    self._end()
                     await self._flush()
-            except TlsClosed:
+                    await self._linger()
+            except (TlsClosed, trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._stream)
 
-    async def _fill(self) -> bool:
-        """Receive once into the incoming BIO; False at the end of the stream."""
+    def _end(self) -> None:
         try:
-            size = await self._socket.recv_into(self._buffer)
-        except (OSError, trio.ClosedResourceError) as error:
-            raise TlsClosed(f"connection lost: {type(error).__name__}") from None
-        if size:
-            self._incoming.write(self._buffer[:size])
+            self._tls.unwrap()
+        except (ssl.SSLError, ValueError):
+            # The peer has not sent its close_notify yet, which nobody waits for, or there was no
+            # handshake.
+            pass
+
+    async def _linger(self) -> None:
+        """End the sending side, and forget what the peer sends until it ends too."""
+        await self._stream.send_eof()
+        left = LINGER_SIZE_MAX
+        while left > 0 and not self._ended:
+            came = self._try_read(RECEIVE_SIZE)
+            if came is None:
+                await self._wait_readable()
+            else:
+                left -= len(came)
+
+    async def _fill(self, size: int) -> bool:
+        """Receive once into the incoming BIO; False at the end of the stream."""
+        came, waited = self._try_read(size), False
+        while came is None:
+            await self._wait_readable()
+            came, waited = self._try_read(size), True
+        if came:
+            self._incoming.write(came)
         else:
             self._incoming.write_eof()
-        return size > 0
+        if not waited:
+            # Bytes that are there already must not let one connection keep the event loop.
+            await trio.lowlevel.checkpoint()
+        return not self._ended
+
+    def _try_read(self, size: int) -> memoryview | None:
+        """A part of the shared buffer with what came, good until the next await; None: nothing."""
+        try:
+            received = os.readv(self._socket.fileno(), [self._buffer[:size]])
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise TlsClosed(f"connection lost: {type(error).__name__}") from None
+        self._ended = received == 0
+        return self._buffer[:received]
+
+    async def _wait_readable(self) -> None:
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except trio.ClosedResourceError:
+            raise TlsClosed("connection lost: closed") from None
 
     async def _flush(self) -> None:
         async with self._send_lock:

@@ -6,7 +6,6 @@ import time
 from typing import Any, Protocol
 
 import msgspec
-import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -17,11 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
 from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
-from hsmux_protocol.references import parse_identifier
+from hsmux_protocol.references import format_identifier, parse_identifier
 
 from ..call import Call
 from ..catalog import Catalog
 from ..effects import Effects
+from ..fairness import FairThreads
+from ..hsm.errors import TokenError
+from ..keys.hsm_keys import presented
 from ..store.rows import AccessPointRow, ClientKeyRow
 from ..store.transaction import Transaction
 from .authority import check_request, issue
@@ -67,13 +69,16 @@ class AdministrationService:
         catalog: Finds them.
         effects: Stores changes.
         authority: Issues certificates.
+        issuing: Threads that check requests and wait for the CA's key.
     """
 
-    def __init__(self, catalog: Catalog, effects: Effects, authority: Authority) -> None:
+    def __init__(
+        self, catalog: Catalog, effects: Effects, authority: Authority, issuing: FairThreads
+    ) -> None:
         self._catalog = catalog
         self._effects = effects
         self._authority = authority
-        self._issuing = trio.CapacityLimiter(1)
+        self._issuing = issuing
 
     async def create_access_point(self, call: Call, name: str, description: str) -> list[Any]:
         """A new, enabled access point."""
@@ -98,11 +103,8 @@ class AdministrationService:
     ) -> list[Any]:
         """A certificate for a request's key, or for a key made here and returned once."""
         owner = self._find_access_point(access_point)
-        private_key, public_key = _make_key() if csr is None else (None, _requested_key(csr))
         validity = datetime.timedelta(days=validity_days)
-        certificate = await trio.to_thread.run_sync(
-            self._issue, public_key, owner.name, validity, limiter=self._issuing
-        )
+        private_key, certificate = await self._certify(call, owner.name, csr, validity)
         row = client_key_row(certificate, owner.access_point_id)
 
         def effect(transaction: Transaction) -> list[Any]:
@@ -114,19 +116,30 @@ class AdministrationService:
                 private_key,
             ]
 
-        return await self._effects.apply(call, effect, repeatable=private_key is None)
+        made = "" if private_key is None else format_identifier("ck-", row.client_key_id)
+        return await self._effects.apply(call, effect, secret_of=made)
 
-    def _issue(
-        self, public_key: CertificatePublicKeyTypes, name: str, validity: datetime.timedelta
-    ) -> x509.Certificate:
-        return issue(
-            self._authority.certificate,
-            self._authority.open_key(),
-            public_key,
-            common_name=name[:64],
-            now=datetime.datetime.now(datetime.UTC),
-            validity=validity,
-        )
+    async def _certify(
+        self, call: Call, name: str, csr: bytes | None, validity: datetime.timedelta
+    ) -> tuple[bytes | None, x509.Certificate]:
+        """A certificate for a request's key, or for a key made here, which comes with it."""
+
+        def certify() -> tuple[bytes | None, x509.Certificate]:
+            private_key, public_key = _make_key() if csr is None else (None, _requested_key(csr))
+            certificate = issue(
+                self._authority.certificate,
+                self._authority.open_key(),
+                public_key,
+                common_name=name,
+                now=datetime.datetime.now(datetime.UTC),
+                validity=validity,
+            )
+            return private_key, certificate
+
+        try:
+            return await self._issuing.run(call.principal.access_point_id, certify)
+        except TokenError as error:
+            raise presented(error) from error
 
     def _find_access_point(self, name: str) -> AccessPointRow:
         """An access point by name, or by `ap-<identifier>`."""

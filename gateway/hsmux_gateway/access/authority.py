@@ -15,7 +15,7 @@ import ipaddress
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.types import (
@@ -45,8 +45,14 @@ RSA_BITS_MAX: Final = 4096
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 
+COMMON_NAME_SIZE_MAX: Final = 64
+"""Bytes of UTF-8 of a common name (RFC 5280 appendix A.1, ub-common-name)."""
+
+
 def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    """A name with as much of the common name as a certificate can show."""
+    shown = common_name.encode()[:COMMON_NAME_SIZE_MAX].decode(errors="ignore")
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, shown)])
 
 
 def _usage(*, is_ca: bool) -> x509.KeyUsage:
@@ -155,13 +161,24 @@ def check_request(der: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-        signed = request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ValueError(f"not a PKCS#10 request: {error}") from None
-    if not signed:
+    # The key before the signature: an enormous one would take its time to verify.
+    if not _is_strong(key):
+        raise ValueError("the key must be RSA of 2048 to 4096 bits, or EC P-256, P-384 or P-521")
+    if not _is_signed(request):
         raise ValueError("the request is not signed by its own key")
-    if isinstance(key, rsa.RSAPublicKey) and RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX:
-        return request
-    if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES):
-        return request
-    raise ValueError("the key must be RSA of 2048 to 4096 bits, or EC P-256, P-384 or P-521")
+    return request
+
+
+def _is_strong(key: CertificatePublicKeyTypes) -> bool:
+    if isinstance(key, rsa.RSAPublicKey):
+        return RSA_BITS_MIN <= key.key_size <= RSA_BITS_MAX
+    return isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, _CURVES)
+
+
+def _is_signed(request: x509.CertificateSigningRequest) -> bool:
+    try:
+        return request.is_signature_valid
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        return False

@@ -62,6 +62,12 @@ class Identities:
                 )
         raise Unauthenticated("this client key is not known, or not accepted any more")
 
+    def stands(self, principal: Principal) -> bool:
+        """Whether a principal that was authenticated is still accepted."""
+        access_point = self._catalog.access_points[principal.access_point_id]
+        client_key = self._catalog.client_keys[principal.client_key_id]
+        return access_point.state == client_key.state == "Enabled"
+
     def facts(self, call: Call) -> CallFacts:
         """What a decision may look at, now.
 

@@ -2,20 +2,27 @@
 
 Theory of operation
 -------------------
-`append` only formats and keeps a record; `flush` writes everything kept with one `write` system
-call. A connection flushes before it hands answers to TLS, so a record survives `kill -9` of the
-gateway if its answer was seen, and a burst of answers costs one system call. The file is opened
-for append and every write is whole lines, so two processes would not tear each other's lines.
+`append` only formats and keeps a record, and tells its number; `flush` writes everything kept with
+one `write` system call. A connection remembers the number of its last record and sees that it is
+written before it hands the answers to TLS, so a record survives `kill -9` of the gateway if its
+answer was seen, and a burst of answers costs one system call. The file is opened for append and
+every write is whole lines, so two processes would not tear each other's lines.
 
-If a write fails, no answer leaves: `flush` raises RecordError, the connection ends, and the gateway
-answers Unavailable until a write succeeds again. A record that was not written is kept and
-written first. What was changed is then on record late, never unrecorded.
+If a write fails, no answer to a recorded request leaves: `flush` raises RecordError and the
+connection ends. What was not written is kept and written first, so what was changed is then on
+record late, never unrecorded. While writing fails, `ready` is false: the engine refuses requests
+before anything is done, without a record, and such refusals and new connections need no write. Each
+look at `ready` tries again, at most every `RETRY_S`.
+
+A line that a crash or a full disk cut short is closed at the next start, so that it spoils no
+other.
 
 A record holds no secret: no plaintext, ciphertext, message, signature or context value. Its names
 are those of the operation table.
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +30,8 @@ import msgspec
 
 __all__ = ["Record", "RecordError", "Recorder"]
 
-PENDING_BYTES_MAX: Final = 1 << 20
-"""Bytes kept while writing fails; beyond that calls are refused before they are done."""
+RETRY_S: Final = 0.1
+"""Seconds between tries to write while writing fails."""
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -58,6 +65,13 @@ class RecordError(Exception):
 _encode: Final = msgspec.json.Encoder().encode
 
 
+def _close_line(file: int) -> None:
+    """End a last line that was cut short."""
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b"\n":
+        os.write(file, b"\n")
+
+
 def _write_log(log: int, lines: bytes) -> None:
     try:
         os.write(log, lines)
@@ -74,29 +88,47 @@ class Recorder:
         log: A descriptor that gets the same lines as the gateway's request log, or None. What
             cannot be written there is lost: it is a convenience, the file is the record.
 
+    Attributes:
+        records: Records appended so far.
+        written: Of these, how many are with the operating system.
+        failing: Whether the last write failed.
+
     Raises:
         OSError: The file cannot be opened.
     """
 
     def __init__(self, path: Path, *, log: int | None = None) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._file = os.open(path, flags, 0o600)
+        _close_line(self._file)
         self._log = log
         self._pending = bytearray()
+        self._unlogged = bytearray()
+        self._retry_at = 0.0
         self.records = 0
+        self.written = 0
         self.failing = False
 
     def __repr__(self) -> str:
         return f"Recorder({self.records} records, {len(self._pending)} bytes pending)"
 
-    @property
-    def overfull(self) -> bool:
-        """Whether so much is unwritten that nothing more may be done."""
-        return len(self._pending) > PENDING_BYTES_MAX
+    def ready(self) -> bool:
+        """Whether requests can be recorded; tries to write again where that failed."""
+        if self.failing and time.monotonic() >= self._retry_at:
+            try:
+                self.flush()
+            except RecordError:
+                return False
+        return not self.failing
 
-    def append(self, record: Record) -> None:
-        """Keep a record for the next flush."""
-        self._pending += _encode(record) + b"\n"
+    def append(self, record: Record) -> int:
+        """Keep a record for the next flush; its number, from 1."""
+        line = _encode(record) + b"\n"
+        self._pending += line
+        if self._log is not None:
+            self._unlogged += line
         self.records += 1
+        return self.records
 
     def flush(self) -> None:
         """Write every kept record.
@@ -106,16 +138,19 @@ class Recorder:
         """
         if not self._pending:
             return
-        if self._log is not None:
-            _write_log(self._log, bytes(self._pending))
         try:
             while self._pending:
                 written = os.write(self._file, self._pending)
                 del self._pending[:written]
         except OSError as error:
             self.failing = True
+            self._retry_at = time.monotonic() + RETRY_S
             raise RecordError(f"the audit file cannot be written: {error.strerror}") from None
         self.failing = False
+        self.written = self.records
+        if self._log is not None:
+            _write_log(self._log, bytes(self._unlogged))
+            self._unlogged.clear()
 
     def close(self) -> None:
         """Write what is kept, make it durable and close the file."""

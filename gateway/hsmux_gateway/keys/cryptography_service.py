@@ -2,14 +2,16 @@
 
 Every handler finds the key version, checks that its state and usage allow the operation, and hands
 over to the cipher or signer of the key's protection. Software symmetric keys never wait, so a
-single request on one takes the short way through `SoftwareCipher`'s `*_one` functions.
+single request on one takes the short way through `SoftwareCipher`'s `*_one` functions. Signing and
+verifying takes up to milliseconds and goes to threads; what a thread needs of a key is opened
+before, here, so that nothing but the event loop touches what is kept open.
 """
 
 import os
+from functools import partial
 from typing import Any, Final
 
 import structlog
-import trio
 
 from hsmux_protocol.columns import (
     column_count,
@@ -32,6 +34,7 @@ from hsmux_protocol.references import KeyReference, format_key_id
 
 from ..call import Call
 from ..catalog import Catalog
+from ..fairness import FairThreads
 from ..store.rows import KeyRow, KeyVersionRow
 from .batches import (
     DECRYPT_ITEM_SIZE,
@@ -66,8 +69,17 @@ INLINE: Final = frozenset({"encrypt", "decrypt", "encrypt_batch", "decrypt_batch
 SHRINKAGE_SIZE: Final = SUITE_AES_GCM.overhead_size
 """Bytes an envelope loses at least when it is opened."""
 
-SIGNERS_MAX: Final = 8
-"""Threads that sign or verify at a time; more wait for one."""
+FROM_MEMORY: Final = frozenset(
+    {
+        "get_public_key",
+        "list_access_points",
+        "list_client_keys",
+        "list_keys",
+        "show_key",
+        "show_status",
+    }
+)
+"""Operations that are answered from memory."""
 
 
 class CryptographyService:
@@ -80,6 +92,7 @@ class CryptographyService:
         hardware: The cipher of hardware-protected keys.
         hsm_keys: Finds token objects.
         random_token: The token whose randomness is mixed in, or None.
+        signers: Threads that sign and verify.
     """
 
     def __init__(
@@ -90,6 +103,7 @@ class CryptographyService:
         hardware: HardwareCipher,
         hsm_keys: HsmKeys,
         random_token: str | None,
+        signers: FairThreads,
     ) -> None:
         self._catalog = catalog
         self._materials = materials
@@ -97,10 +111,14 @@ class CryptographyService:
         self._ciphers: dict[str, Cipher] = {"software": software, "hardware": hardware}
         self._hsm_keys = hsm_keys
         self._random_token = random_token
-        self._signers = trio.CapacityLimiter(SIGNERS_MAX)
+        self._signers = signers
 
     def runs_inline(self, call: Call) -> bool:
-        """Whether this call waits for nothing: a symmetric operation on a software key."""
+        """Whether this call waits for nothing: a symmetric operation on a software key, or a look
+        into memory.
+        """
+        if call.operation.name in FROM_MEMORY:
+            return True
         if call.operation.name not in INLINE:
             return False
         reference = call.arguments[0]
@@ -164,6 +182,8 @@ class CryptographyService:
             expected = self._catalog.find_key(pinned)
             if expected.key_id != row.key_id or pinned.version not in (None, header.key_version):
                 raise InvalidCiphertext("the ciphertext is not of the expected key")
+        if header.key_version not in self._catalog.versions.get(row.key_id, {}):
+            raise invalid_ciphertext()
         return self._in_use(row, header.key_version)
 
     async def encrypt_batch(
@@ -218,11 +238,9 @@ class CryptographyService:
         outputs: list[bytes] = [b""] * len(items)
         statuses = [1] * len(items)
         versions = [0] * len(items)
-        for version, indexes in groups.items():
-            try:
-                used = self._in_use(row, version)
-            except NotFound:
-                continue
+        # An item can name any of 2^32 versions: only those that exist are worth a look.
+        for version in groups.keys() & self._catalog.versions.get(row.key_id, {}).keys():
+            used, indexes = self._in_use(row, version), groups[version]
             some = chosen if len(chosen) == 1 else [chosen[index] for index in indexes]
             column, found = await self._open(
                 call, used, some, pack_column([items[index] for index in indexes])
@@ -265,15 +283,13 @@ class CryptographyService:
         version = self._catalog.usable_version(row, key.version)
         value = digest_of(chosen, message, digest)
         if row.protection == "software":
-            signature = await trio.to_thread.run_sync(
-                self._sign_software, version, chosen, value, limiter=self._signers
+            private_key = self._materials.private_key(version)
+            signature = await self._signers.run(
+                call.principal.access_point_id, partial(sign_with, private_key, chosen, value)
             )
         else:
             signature = await self._sign_hardware(call, row, version, chosen, value)
         return [signature, row.key_id, version.version]
-
-    def _sign_software(self, version: KeyVersionRow, algorithm: Algorithm, digest: bytes) -> bytes:
-        return sign_with(self._materials.private_key(version), algorithm, digest)
 
     async def _sign_hardware(
         self,
@@ -293,13 +309,13 @@ class CryptographyService:
                 tenant=call.principal.access_point_id,
             )
         )
-        await self._check_signature(row, version, algorithm, digest, signature)
+        await self._check_signature(call, version, algorithm, digest, signature)
         is_der = algorithm.scheme == "ECDSA" and not algorithm.raw
         return der_from_raw(signature) if is_der else signature
 
     async def _check_signature(
         self,
-        row: KeyRow,
+        call: Call,
         version: KeyVersionRow,
         algorithm: Algorithm,
         digest: bytes,
@@ -308,19 +324,16 @@ class CryptographyService:
         """Verify what a token signed: a flipped bit or another key never leaves the gateway."""
         verified = ALGORITHMS.get(f"{algorithm.name}_RAW", algorithm)
         try:
-            await trio.to_thread.run_sync(
-                verify_with,
-                version.public_key,
-                verified,
-                digest,
-                signature,
-                limiter=self._signers,
+            await self._signers.run(
+                call.principal.access_point_id,
+                partial(verify_with, version.public_key, verified, digest, signature),
             )
         except InvalidSignature:
             log.critical(
                 "a token made a wrong signature",
-                key=format_key_id(row.key_id),
+                key=format_key_id(version.key_id),
                 token=version.token,
+                reference=call.reference,
             )
             raise InternalError("the token made a wrong signature; ask the operator") from None
 
@@ -338,8 +351,9 @@ class CryptographyService:
         chosen = check_algorithm(algorithm, row.spec)
         version = self._catalog.usable_version(row, key.version)
         value = digest_of(chosen, message, digest)
-        await trio.to_thread.run_sync(
-            verify_with, version.public_key, chosen, value, signature, limiter=self._signers
+        await self._signers.run(
+            call.principal.access_point_id,
+            partial(verify_with, version.public_key, chosen, value, signature),
         )
         return [row.key_id, version.version]
 

@@ -8,21 +8,22 @@ an object nobody knows of:
     3. one transaction: key, version, alias, the answer's memory; the intent ends in it
     4. the answer
 
-After a crash between 1 and 3 the intent expires and `reconcile` destroys the object it names, which
-nobody can have used. Objects that no intent and no key names are never touched: somebody else may
-own them.
+After a crash between 1 and 3 the intent expires and `reconcile` takes it over, destroys the object
+it names, which nobody can have used, and ends it. A creation that was so slow that its intent was
+taken over finds that out in step 3 and fails. Objects that no intent and no key names are never
+touched: somebody else may own them.
 """
 
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import structlog
-import trio
 from cryptography.hazmat.primitives import serialization
 
-from hsmux_protocol.errors import InvalidArgument, Unsupported
+from hsmux_protocol.errors import Conflict, InvalidArgument, Unavailable, Unsupported
 from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import ELEMENTS_MAX
 from hsmux_protocol.records import KeyRecord
@@ -31,6 +32,7 @@ from hsmux_protocol.references import KeyReference, check_alias
 from ..call import Call
 from ..catalog import Catalog
 from ..effects import Effects
+from ..fairness import FairThreads
 from ..hsm.errors import TokenError
 from ..hsm.token import HsmKey
 from ..store.rows import AliasRow, IntentRow, KeyRow, KeyVersionRow
@@ -42,8 +44,10 @@ __all__ = ["LifecycleService", "key_record", "now_ms"]
 
 log = structlog.get_logger("hsmux.keys")
 
-INTENT_LEASE_MS: Final = 180_000
-"""Milliseconds a creation may take before anybody may undo it: longer than its longest deadline."""
+INTENT_LEASE_MS: Final = 300_000
+"""Milliseconds a creation may take before anybody may undo it: longer than its longest deadline and
+the time a worker may then still be at it.
+"""
 
 RECONCILE_TIMEOUT_S: Final = 60.0
 """Seconds for one token to tell or destroy an object while reconciling."""
@@ -53,9 +57,6 @@ PAGE_ELEMENTS_MAX: Final = ELEMENTS_MAX - 256
 
 PAGE_SIZE_MAX: Final = 512 * 1024
 """Bytes of descriptions, tags and aliases of one page of keys, roughly."""
-
-GENERATORS_MAX: Final = 2
-"""Threads that make software key pairs at a time."""
 
 
 def now_ms() -> int:
@@ -91,6 +92,7 @@ class LifecycleService:
         hsm_keys: Calls tokens.
         token_name: The token that hardware keys are made in, or None.
         owner: Names this process in intents.
+        generators: Threads that make software key pairs.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class LifecycleService:
         hsm_keys: HsmKeys,
         token_name: str | None,
         owner: str,
+        generators: FairThreads,
     ) -> None:
         self._catalog = catalog
         self._effects = effects
@@ -108,7 +111,7 @@ class LifecycleService:
         self._hsm_keys = hsm_keys
         self._token_name = token_name
         self._owner = owner
-        self._generators = trio.CapacityLimiter(GENERATORS_MAX)
+        self._generators = generators
 
     async def create_key(
         self,
@@ -140,7 +143,7 @@ class LifecycleService:
             created_by=call.principal.access_point_id,
         )
         if protection == "software":
-            version = await self._make_software(row)
+            version = await self._make_software(call, row)
             return await self._store(call, row, version, name, lambda transaction: None)
         intent = await self._intend(row)
         version = await self._make_hardware(call, row, intent)
@@ -149,7 +152,7 @@ class LifecycleService:
             row,
             version,
             name,
-            lambda transaction: transaction.finish_intent(intent.intent_id),
+            lambda transaction: _finish_own(transaction, intent),
         )
 
     def _free_alias(self, alias: str | None) -> str | None:
@@ -160,6 +163,8 @@ class LifecycleService:
             name = check_alias(alias)
         except ValueError as error:
             raise InvalidArgument(f"alias: {error}") from None
+        if name in self._catalog.aliases:
+            raise Conflict(f"alias/{name} is taken")
         return name
 
     def _storage(self, protection: str, storage: str | None) -> str:
@@ -171,13 +176,13 @@ class LifecycleService:
             raise Unsupported("this gateway has no HSM; it makes software-protected keys only")
         return storage or "hsm"
 
-    async def _make_software(self, row: KeyRow) -> KeyVersionRow:
+    async def _make_software(self, call: Call, row: KeyRow) -> KeyVersionRow:
         public_key = b""
         if KEY_SPECS[row.spec].family == "AES":
             material = self._materials.make_symmetric(row.key_id, 1)
         else:
-            private_key = await trio.to_thread.run_sync(
-                generate_private_key, row.spec, limiter=self._generators
+            private_key = await self._generators.run(
+                call.principal.access_point_id, partial(generate_private_key, row.spec)
             )
             public_key = private_key.public_key().public_bytes(
                 serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -261,30 +266,67 @@ class LifecycleService:
         return [records, b"" if is_last or not records else records[-1].key_id]
 
     async def reconcile(self) -> None:
-        """Undo creations whose intents have expired: what a crash left behind."""
-        for intent in await self._expired():
-            try:
-                await self._undo(intent)
-            except TokenError as error:
-                log.warning("an expired intent waits", token=intent.token, error=str(error))
+        """Undo creations whose intents have expired: what a crash left behind.
 
-    async def _expired(self) -> list[IntentRow]:
+        Raises:
+            HsmuxError: The store is away.
+        """
+
         def work(reader: Reader) -> list[IntentRow]:
             return reader.expired_intents(now_ms())
 
-        return await self._effects.read(work)
+        expired: dict[str, list[IntentRow]] = {}
+        for intent in await self._effects.read(work):
+            expired.setdefault(intent.token, []).append(intent)
+        for name, intents in expired.items():
+            try:
+                await self._undo(name, intents)
+            except TokenError as error:
+                log.warning("expired intents wait for their token", token=name, error=str(error))
 
-    async def _undo(self, intent: IntentRow) -> None:
-        token = self._hsm_keys.tokens.get(intent.token)
+    async def _undo(self, name: str, intents: list[IntentRow]) -> None:
+        token = self._hsm_keys.tokens.get(name)
         if token is None:
+            log.warning("expired intents name a token that is not configured here", token=name)
             return
         deadline = time.monotonic() + RECONCILE_TIMEOUT_S
-        objects = await token.list_objects(deadline=deadline)
-        if any(found.cka_id == intent.cka_id for found in objects):
-            spec = intent.arguments.decode()
-            await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
-            log.warning("undid an unfinished creation", token=intent.token)
-        await self._effects.write(lambda transaction: transaction.finish_intent(intent.intent_id))
+        there = {found.cka_id for found in await token.list_objects(deadline=deadline)}
+        for intent in intents:
+            if not await self._take_over(intent):
+                continue
+            if intent.cka_id in there:
+                spec = intent.arguments.decode()
+                deadline = time.monotonic() + RECONCILE_TIMEOUT_S
+                await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
+                log.warning("undid an unfinished creation", token=name, kind=intent.kind)
+            await self._effects.write(partial(_finish, intent_id=intent.intent_id))
+
+    async def _take_over(self, intent: IntentRow) -> bool:
+        """Whether the intent is still there and now ours: its maker cannot finish it any more."""
+
+        def work(transaction: Transaction) -> bool:
+            if transaction.get(IntentRow, intent.intent_id) != intent:
+                return False
+            until_ms = now_ms() + INTENT_LEASE_MS
+            transaction.extend_intent(intent.intent_id, self._owner, until_ms)
+            return True
+
+        return await self._effects.write(work)
+
+
+def _finish(transaction: Transaction, intent_id: bytes) -> None:
+    transaction.finish_intent(intent_id)
+
+
+def _finish_own(transaction: Transaction, intent: IntentRow) -> None:
+    """End an intent with its effect, unless somebody has taken it over.
+
+    Raises:
+        Unavailable: Its object may be gone.
+    """
+    if transaction.get(IntentRow, intent.intent_id) != intent:
+        raise Unavailable("making the key took so long that it was undone", retry_after_ms=0)
+    transaction.finish_intent(intent.intent_id)
 
 
 def _point_alias(transaction: Transaction, name: str, key_id: bytes) -> None:

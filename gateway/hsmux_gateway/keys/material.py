@@ -12,6 +12,8 @@ A private key goes from the blob into the arena and from there, through a view o
 into a `cryptography` object. Those objects hold key bytes on OpenSSL's heap, which is a
 documented limit; they are few and short-lived: at most `private_keys_max`, at most `idle_s`
 seconds unused.
+
+All of this belongs to the event loop: no thread opens, drops or looks up anything here.
 """
 
 import time
@@ -136,7 +138,7 @@ class Materials:
                 self.arena.free(oldest)
 
     def private_key(self, version: KeyVersionRow) -> PrivateKey:
-        """The private key of a version; may block for a millisecond."""
+        """The private key of a version; opening it takes a fraction of a millisecond."""
         name = (version.key_id, version.version)
         now = time.monotonic()
         kept = self._private_keys.pop(name, None)

@@ -8,8 +8,10 @@ its own error, and only after the commit.
 
 A waiter that is cancelled before its work was taken leaves the queue, and the work is not done.
 If it was taken the work goes on: it may be written although nobody waits for it, exactly as if
-the connection of the one who asked had been lost a moment later. When the writer itself ends, the
-group in hand is finished, and whoever is still in the queue learns that the store is away.
+the connection of the one who asked had been lost a moment later. A waiter with patience stays for
+the result all the same, as long as its patience lasts, and then learns that it is not known. When
+the writer itself ends, the group in hand is finished, and whoever is still in the queue learns that
+the store is away.
 """
 
 from collections import deque
@@ -19,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from .errors import StoreBusy, StoreError, StoreUnavailable
+from .errors import CommitUnknown, StoreBusy, StoreError, StoreUnavailable
 from .store import Failed, Result, Store
 from .transaction import Transaction
 
@@ -90,12 +92,18 @@ class StoreWriter:
         done = f"{self._works} works in {self._groups} groups"
         return f"StoreWriter({len(self._queue)} waiting, {done})"
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
+    async def write(self, work: Callable[[Transaction], T], *, patience_s: float = 0.0) -> T:
         """Do a work together with others; returns once it is durable.
+
+        Args:
+            work: What to write.
+            patience_s: How long to wait for a work that has been taken although the caller is
+                cancelled.
 
         Raises:
             StoreBusy: The queue is full.
             StoreUnavailable: The writer is not running.
+            CommitUnknown: The patience is over.
             What `Store.write` and the work raise.
         """
         if not self._running:
@@ -111,7 +119,13 @@ class StoreWriter:
         except trio.Cancelled:
             if job in self._queue:
                 self._queue.remove(job)
-            raise
+                raise
+            if not patience_s:
+                raise
+            with trio.move_on_after(patience_s, shield=True):
+                await job.settled.wait()
+            if job.result is None:
+                raise CommitUnknown("the database has not answered in time") from None
         assert job.result is not None
         value: T = job.result.get()
         return value

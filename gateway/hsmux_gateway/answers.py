@@ -1,0 +1,97 @@
+"""Answers of one connection on their way out: recorded first, then sent, in the order they came.
+
+Whoever has an answer puts it here and flushes; the first to come flushes for all that come
+meanwhile, so answers of a burst share one audit write, one TLS write and one system call.
+
+The order that must hold: an answer's record is with the operating system before TLS sees a byte of
+the answer. If the record cannot be written, nothing that is queued leaves.
+
+A peer has `send_timeout_s` to take each `PIECE_SIZE` bytes; one that reads slowly is served, one
+that does not read is dropped.
+"""
+
+from typing import Final
+
+import trio
+
+from .audit.recorder import Recorder
+from .tls import TlsStream
+
+__all__ = ["Answers"]
+
+PIECE_SIZE: Final = 64 * 1024
+"""Bytes for which the peer has the whole time-out."""
+
+
+class Answers:
+    """A connection's answers that its peer has not taken yet.
+
+    Args:
+        tls: Where they go.
+        recorder: Writes their records first.
+        send_timeout_s: Seconds the peer has for one piece.
+
+    Attributes:
+        size: Bytes queued or being sent.
+    """
+
+    def __init__(self, tls: TlsStream, recorder: Recorder, send_timeout_s: float) -> None:
+        self._tls = tls
+        self._recorder = recorder
+        self._send_timeout_s = send_timeout_s
+        self._queue: list[bytes] = []
+        self._record = 0
+        self._flushing = False
+        self._moved = trio.Event()
+        self.size = 0
+
+    def __repr__(self) -> str:
+        return f"Answers({self.size} bytes)"
+
+    def put(self, data: bytes) -> None:
+        """Queue the bytes of a frame that answers no recorded call."""
+        self._queue.append(data)
+        self.size += len(data)
+
+    def put_recorded(self, data: bytes) -> None:
+        """Queue an answer whose record was just appended."""
+        self._record = self._recorder.records
+        self._queue.append(data)
+        self.size += len(data)
+
+    async def flush(self) -> None:
+        """Record, then send everything queued; does nothing while another task is at it.
+
+        Raises:
+            RecordError: A record could not be written; nothing was sent.
+            TlsClosed: The connection broke.
+            trio.TooSlowError: The peer does not read.
+        """
+        if self._flushing:
+            return
+        self._flushing = True
+        try:
+            while self._queue:
+                data = b"".join(self._queue)
+                self._queue.clear()
+                if self._recorder.written < self._record:
+                    self._recorder.flush()
+                for start in range(0, len(data), PIECE_SIZE):
+                    await self._send(data[start : start + PIECE_SIZE])
+        finally:
+            self._flushing = False
+
+    async def _send(self, piece: bytes) -> None:
+        with trio.fail_after(self._send_timeout_s):
+            await self._tls.send_all(piece)
+        self.size -= len(piece)
+        self._moved.set()
+
+    async def drain(self, size: int = 0) -> None:
+        """Flush, or wait for whoever flushes, until at most `size` bytes are left."""
+        while self.size > size:
+            if self._flushing:
+                self._moved = trio.Event()
+                await self._moved.wait()
+            else:
+                await self.flush()

@@ -1,0 +1,262 @@
+"""The parts of a running gateway, put together: what each is given, and nothing of what it does."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives import serialization
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from hsmux_protocol.references import format_key_id
+
+from .access.administration import AdministrationService
+from .access.identities import Identities
+from .audit.recorder import Recorder
+from .authority_key import DeploymentAuthority
+from .catalog import Catalog
+from .config import Config
+from .connection import ConnectionFacts
+from .effects import Effects
+from .engine import Engine, collect_handlers
+from .errors import OperatorError
+from .fairness import FairBudget, FairThreads, Turns
+from .foundation import Foundation, store_url
+from .hsm.token import TokenStatistics
+from .keys.cipher import HardwareCipher, SoftwareCipher
+from .keys.counters import USES_ROTATE, UseCounters
+from .keys.cryptography_service import CryptographyService
+from .keys.hsm_keys import HsmKeys
+from .keys.lifecycle_service import LifecycleService
+from .keys.material import Materials
+from .listener import Listener, connections_possible
+from .metrics import Metrics
+from .references import reference_source
+from .root import ArenaSealer
+from .status_service import StatusService
+from .store import StoreWriter
+from .tls import make_server_context
+
+__all__ = ["Gateway"]
+
+SIGNERS_MAX: Final = 8
+"""Threads that sign or verify at a time."""
+
+GENERATORS_MAX: Final = 2
+"""Threads that make software key pairs at a time: each takes a core for up to seconds."""
+
+ISSUERS_MAX: Final = 2
+"""Threads that issue certificates at a time."""
+
+THREAD_QUEUE_MAX: Final = 4096
+"""Requests that wait for one of these threads, all together; more are Busy."""
+
+WORN_SHOWN_MAX: Final = 8
+"""Worn keys that are named at once."""
+
+_TOKEN_GAUGES: Final = ("workers", "busy", "waiting", "restarts", "failed_logins")
+
+
+class Gateway:
+    """The parts of a running gateway.
+
+    Args:
+        base: Config, instance directory, arena, tokens and store.
+        sealer: Of the unlocked store; its slot holds the key-encryption key.
+        log_requests: Descriptor for the request log, or None.
+
+    Attributes:
+        stopping: Whether no new connections are taken.
+    """
+
+    def __init__(self, base: Foundation, sealer: ArenaSealer, log_requests: int | None) -> None:
+        config = base.config
+        self.base = base
+        self.catalog = Catalog()
+        self.writer = StoreWriter(base.store)
+        self.effects = Effects(base.store, self.writer, self.catalog)
+        self.metrics = Metrics()
+        self.recorder = _open_recorder(base, log_requests)
+        self.materials = Materials(
+            base.arena,
+            sealer.slot,
+            base.store.deployment_id,
+            private_keys_max=config.keys.cached_private_keys_max,
+            idle_s=config.keys.cached_private_key_idle_s,
+        )
+        self.turns = Turns()
+        self.stopping = False
+        self._sealer = sealer
+        self._hsm_keys = HsmKeys(base.tokens, self.materials)
+        self._identities = Identities(self.catalog, config.store.stale_s)
+        self._counters = UseCounters(self._lease_uses)
+        self._threads_queue = FairBudget(THREAD_QUEUE_MAX)
+        self._token_name = config.root.token or next(iter(config.hsm), None)
+        self.catalog.on_key_change(self.materials.drop)
+        self.catalog.on_key_change(self._hsm_keys.drop)
+
+    def make_lifecycle(self) -> LifecycleService:
+        """The service that makes keys, and undoes what a crash left half made."""
+        return LifecycleService(
+            self.catalog,
+            self.effects,
+            self.materials,
+            self._hsm_keys,
+            self._token_name,
+            "gateway",
+            self._threads(GENERATORS_MAX),
+        )
+
+    def make_listener(self, lifecycle: LifecycleService) -> Listener:
+        """The listener over an engine with all services; the catalogue must have been read."""
+        config = self.base.config
+        cryptography = self._make_cryptography()
+        facts = ConnectionFacts(
+            engine=self._make_engine(cryptography, lifecycle),
+            authenticate=self._identities.authenticate,
+            stands=self._identities.stands,
+            runs_inline=cryptography.runs_inline,
+            new_reference=reference_source(),
+            deployment=self.base.store.deployment_id,
+            limits=config.limits,
+            buffers=FairBudget(config.limits.large_buffer_bytes_max),
+            turns=self.turns,
+        )
+        possible = connections_possible(config.limits.connections_max)
+        listener = Listener(self._tls_context(), facts, possible)
+        self.catalog.on_identity_change(listener.recheck)
+        self._show(listener, facts)
+        return listener
+
+    def _threads(self, threads_max: int) -> FairThreads:
+        return FairThreads(threads_max, self._threads_queue)
+
+    def _make_cryptography(self) -> CryptographyService:
+        return CryptographyService(
+            self.catalog,
+            self.materials,
+            SoftwareCipher(self.materials),
+            HardwareCipher(self._hsm_keys, self._counters),
+            self._hsm_keys,
+            self._token_name,
+            self._threads(SIGNERS_MAX),
+        )
+
+    def _make_engine(
+        self, cryptography: CryptographyService, lifecycle: LifecycleService
+    ) -> Engine:
+        config, base = self.base.config, self.base
+        administration = AdministrationService(
+            self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX)
+        )
+        status = StatusService(
+            self.catalog,
+            base.tokens,
+            base.store.deployment_id,
+            f"token {config.root.token}" if config.root.token else "file (development)",
+            _kind_of_store(config),
+            self.warnings,
+        )
+        return Engine(
+            collect_handlers(cryptography, lifecycle, administration, status),
+            identities=self._identities,
+            memory=self.effects,
+            recorder=self.recorder,
+            metrics=self.metrics,
+            requests_max=config.limits.requests_max,
+        )
+
+    def _authority(self) -> DeploymentAuthority:
+        row = self.catalog.gateway_keys.get("ca")
+        if row is None:
+            raise OperatorError("the deployment has no CA: run `hsmux init` again")
+        base = self.base
+        return DeploymentAuthority(
+            row, base.tokens, base.arena, self._sealer.slot, base.store.deployment_id
+        )
+
+    def _tls_context(self) -> Any:
+        config, instance = self.base.config, self.base.instance
+        ca = self._authority().certificate.public_bytes(serialization.Encoding.DER)
+        certificate = Path(config.tls.certificate or instance.server_certificate)
+        private_key = Path(config.tls.private_key or instance.server_key)
+        return make_server_context(certificate, private_key, ca)
+
+    async def _lease_uses(self, key_id: bytes, version: int, amount: int) -> int:
+        return await self.effects.write(
+            lambda transaction: transaction.lease_counter(key_id, version, amount)
+        )
+
+    # What an operator sees
+
+    def warnings(self) -> list[str]:
+        """What an operator should mend."""
+        found = self.not_ready()
+        if self.base.config.root.file:
+            found.append("the root key is a file: for development only")
+        worn = self._counters.worn()
+        found += [
+            f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"
+            for key_id, version in worn[:WORN_SHOWN_MAX]
+        ]
+        return found
+
+    def not_ready(self) -> list[str]:
+        """Why requests would fail now."""
+        found = []
+        if self.stopping:
+            found.append("gateway: stopping")
+        if self.catalog.stale_for_s() > self.base.config.store.stale_s:
+            found.append("store: away")
+        if not self.recorder.ready():
+            found.append("audit: cannot be written")
+        for token in self.base.tokens.values():
+            statistics = token.statistics()
+            if statistics.workers == 0 or statistics.breaker == "open":
+                found.append(f"token {statistics.name}: no worker")
+        return found
+
+    def _show(self, listener: Listener, facts: ConnectionFacts) -> None:
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "hsmux_connections": ("Open connections.", lambda: len(listener.connections)),
+            "hsmux_calls_in_work": ("Calls in work.", lambda: facts.engine.in_work),
+            "hsmux_large_buffer_bytes": ("Bytes leased for buffers.", lambda: facts.buffers.used),
+            "hsmux_store_age_seconds": (
+                "Seconds since the store was known to be followed.",
+                self.catalog.stale_for_s,
+            ),
+        }
+        for name, (text, read) in gauges.items():
+            self.metrics.add_gauge(name, text, read)
+        self.metrics.add_counter(
+            "hsmux_connections_refused",
+            "Connections closed because there was no room.",
+            lambda: listener.refused,
+        )
+        self.metrics.add_families(self._token_metrics)
+
+    def _token_metrics(self) -> Iterator[Metric]:
+        return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
+
+
+def _open_recorder(base: Foundation, log_requests: int | None) -> Recorder:
+    directory = Path(base.config.audit.directory or base.instance.path / "audit")
+    try:
+        return Recorder(directory / "requests.jsonl", log=log_requests)
+    except OSError as error:
+        raise OperatorError(f"audit: {directory} cannot be used: {error.strerror}") from None
+
+
+def _kind_of_store(config: Config) -> str:
+    """Which kind of store it is; never its URL, which may hold a password."""
+    return store_url(config).partition(":")[0].partition("+")[0]
+
+
+def _token_families(statistics: list[TokenStatistics]) -> list[Metric]:
+    families: list[Metric] = []
+    for name in _TOKEN_GAUGES:
+        family = GaugeMetricFamily(f"hsmux_token_{name}", f"Token: {name}.", labels=["token"])
+        for one in statistics:
+            family.add_metric([one.name], getattr(one, name))
+        families.append(family)
+    return families

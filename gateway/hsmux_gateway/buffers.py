@@ -1,0 +1,139 @@
+"""What one connection holds in memory: some of its own, the rest leased from a shared budget.
+
+A connection holds bytes of frames that have begun to come, arguments of calls in work with room
+for their answers, and answers its peer has not read. Up to `OWN_SIZE` of that is its own, so that
+ordinary traffic asks nobody. Everything beyond is leased from a `FairBudget` that all connections
+share: an access point can hold at most as much of it as is left for the others.
+
+A frame that passes `OWN_SIZE` leases all that it still needs before more of it is read, so two
+connections with half a frame each never wait for one another. A call that finds no room is Busy. An
+answer always finds room, because the call leased it.
+"""
+
+from typing import Final
+
+from hsmux_protocol.connection import ServerConnection
+
+from .answers import Answers
+from .fairness import FairBudget
+from .tls import RECEIVE_SIZE
+
+__all__ = ["OWN_SIZE", "BufferLease", "ConnectionBuffers"]
+
+OWN_SIZE: Final = 64 * 1024
+"""Bytes a connection may hold without a lease."""
+
+READ_SIZE_MIN: Final = 16 * 1024
+"""Bytes worth a system call: about one TLS record."""
+
+
+class BufferLease:
+    """A connection's part of the shared budget.
+
+    Args:
+        budget: Bytes that connections share.
+        tenant: The connection's access point.
+    """
+
+    def __init__(self, budget: FairBudget, tenant: bytes) -> None:
+        self._budget = budget
+        self._tenant = tenant
+        self._leased = 0
+
+    def __repr__(self) -> str:
+        return f"BufferLease({self._leased} bytes)"
+
+    def try_extend(self, size: int) -> bool:
+        """Make room for `size` bytes in all; whether there is."""
+        more = size - OWN_SIZE - self._leased
+        if more > 0:
+            if not self._budget.try_take(self._tenant, more):
+                return False
+            self._leased += more
+        return True
+
+    async def extend(self, size: int) -> None:
+        """Make room for `size` bytes in all, and wait for it."""
+        while (more := size - OWN_SIZE - self._leased) > 0:
+            await self._budget.wait_take(self._tenant, more)
+            self._leased += more
+
+    def resize(self, size: int) -> None:
+        """The connection now holds `size` bytes in all."""
+        more = max(0, size - OWN_SIZE) - self._leased
+        if more == 0:
+            return
+        self._leased += more
+        if more > 0:
+            self._budget.take(self._tenant, more)
+        else:
+            self._budget.give_back(self._tenant, -more)
+
+
+class ConnectionBuffers:
+    """What a connection holds now, and what it may read and begin.
+
+    Args:
+        lease: Of the connection.
+        protocol: Holds what was received and not decoded.
+        answers: Hold what was not sent.
+    """
+
+    def __init__(self, lease: BufferLease, protocol: ServerConnection, answers: Answers) -> None:
+        self._lease = lease
+        self._protocol = protocol
+        self._answers = answers
+        self._in_work = 0
+        self._coming = 0
+
+    def __repr__(self) -> str:
+        return f"ConnectionBuffers({self.size} bytes, {self._lease!r})"
+
+    @property
+    def size(self) -> int:
+        """Bytes held now, and those a frame that has begun has leave to bring."""
+        held = self._protocol.buffered_size + self._answers.size
+        return held + self._in_work + self._coming
+
+    def settle(self) -> None:
+        """Give back what is not held any more."""
+        self._lease.resize(self.size)
+
+    def release(self) -> None:
+        """The connection ends: give back everything."""
+        self._lease.resize(0)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a call of this size may be begun; leases its room."""
+        return self._lease.try_extend(self.size + size)
+
+    def begin(self, size: int) -> None:
+        """A call of this size goes on in a task."""
+        self._in_work += size
+
+    def end(self, size: int) -> None:
+        """It has its answer."""
+        self._in_work -= size
+
+    async def make_room(self) -> int:
+        """Bytes to read now: what fits the own memory, or what a large frame needs; waits for it.
+
+        A frame has leave for all it needs or for none of it.
+        """
+        if not self._coming:
+            size = self.size
+            if OWN_SIZE - size >= READ_SIZE_MIN:
+                return OWN_SIZE - size
+            needed = max(self._protocol.missing_size, READ_SIZE_MIN)
+            await self._lease.extend(size + needed)
+            self._coming = needed
+        # TLS adds bytes of its own to what it carries.
+        return min(self._coming + READ_SIZE_MIN, RECEIVE_SIZE)
+
+    def came(self, size: int) -> None:
+        """So many bytes of it came."""
+        self._coming = max(0, self._coming - size)
+
+    def frame_taken(self) -> None:
+        """The frame is whole and was taken: nothing more of it comes."""
+        self._coming = 0

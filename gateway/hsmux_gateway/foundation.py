@@ -1,0 +1,140 @@
+"""What `init` and `serve` both stand on: instance directory, key memory, store and tokens.
+
+They are opened in this order and closed in the other. Here is also the border to the operator:
+whatever the store or a token raises while the gateway starts becomes an `OperatorError`.
+"""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+import hsmux_native
+from hsmux_native import Arena
+
+from .config import Config, Hsm
+from .errors import EXIT_AGAIN, EXIT_OPERATOR, OperatorError, first_of
+from .hsm.errors import PinRefused, TokenError
+from .hsm.settings import TokenSettings
+from .hsm.token import Token
+from .instance import Instance
+from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreUnavailable
+
+__all__ = ["Foundation", "open_foundation", "operator_border", "store_url", "token_settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What `init` and `serve` both stand on."""
+
+    config: Config
+    instance: Instance
+    arena: Arena
+    tokens: dict[str, Token]
+    store: Store
+
+
+def store_url(config: Config) -> str:
+    """The store's URL; a SQLite file in the instance directory unless configured."""
+    return config.store.url or f"sqlite:///{Path(config.instance_dir).absolute()}/store.db"
+
+
+def token_settings(name: str, hsm: Hsm) -> TokenSettings:
+    """What the HSM layer needs to know of a configured token."""
+    return TokenSettings(
+        name=name,
+        module=hsm.module,
+        token_label=hsm.token_label,
+        pin_file=hsm.pin_file,
+        pin_credential=hsm.pin_credential,
+        parameters=hsm.parameters,
+        environment=dict(hsm.environment),
+        workers=hsm.workers,
+        queue_items_max=hsm.queue_items_max,
+    )
+
+
+def _create_store(url: str) -> Store:
+    """The store at a URL, made if there is none yet."""
+    return Store.create(
+        url, deployment_id=os.urandom(16), created_at_ms=time.time_ns() // 1_000_000
+    )
+
+
+def _make_arena(config: Config) -> Arena:
+    try:
+        hsmux_native.self_test()
+        return Arena(config.native.arena_size_bytes)
+    except hsmux_native.NativeError as error:
+        raise OperatorError(f"the C module cannot be used: {error}") from None
+
+
+@contextmanager
+def operator_border() -> Iterator[None]:
+    """Turn the errors of store, tokens and start-up work into one OperatorError.
+
+    Nurseries wrap what they raise in groups; the first error in one is the reason.
+    """
+    failure: OperatorError | None = None
+    try:
+        yield
+    except* OperatorError as group:
+        failure = first_of(group)
+    except* StoreError as group:
+        error = first_of(group)
+        is_away = isinstance(error, StoreUnavailable | StoreBusy | StoreDamaged)
+        exit_code = EXIT_AGAIN if is_away else EXIT_OPERATOR
+        failure = failure or OperatorError(f"store: {error}", exit_code=exit_code)
+    except* TokenError as group:
+        failure = failure or OperatorError(f"token: {first_of(group)}", exit_code=EXIT_AGAIN)
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _open_tokens(
+    config: Config, arena: Arena, instance: Instance
+) -> AsyncIterator[dict[str, Token]]:
+    if not config.hsm:
+        yield {}
+        return
+    # PKCS#11 and everything around it is loaded only where there is a token.
+    from .hsm.pool import open_token
+
+    async with AsyncExitStack() as stack:
+        tokens: dict[str, Token] = {}
+        for name, hsm in config.hsm.items():
+            settings = token_settings(name, hsm)
+            try:
+                opened = open_token(settings, arena, instance.hsm)
+                tokens[name] = await stack.enter_async_context(opened)
+            except PinRefused as error:
+                raise OperatorError(f"token {name}: {error}") from None
+            except TokenError as error:
+                raise OperatorError(
+                    f"token {name} cannot be opened: {error}; see `hsmux hsm probe`",
+                    exit_code=EXIT_AGAIN,
+                ) from None
+        yield tokens
+
+
+@asynccontextmanager
+async def open_foundation(config: Config, *, create: bool) -> AsyncIterator[Foundation]:
+    """Open everything; `create` makes the store if there is none.
+
+    Raises:
+        OperatorError, StoreError, TokenError: It cannot be opened; see `operator_border`.
+    """
+    with Instance(Path(config.instance_dir)) as instance:
+        arena = _make_arena(config)
+        make = _create_store if create else Store.open
+        store = await trio.to_thread.run_sync(make, store_url(config))
+        try:
+            async with _open_tokens(config, arena, instance) as tokens:
+                yield Foundation(config, instance, arena, tokens, store)
+        finally:
+            store.close()
