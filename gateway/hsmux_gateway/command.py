@@ -4,7 +4,6 @@ Each raises `OperatorError`, whose text is one line for the operator and whose e
 command's.
 """
 
-import os
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any, TypeVar
 
 import trio
 
-from .config import load_config
+from .config import EXIT_CONFIGURATION, load_config
+from .config_files import check_named
 from .daemon import Addresses, log_to, run_init, run_serve
 from .dev import dev_gateway
 from .errors import OperatorError, first_of
@@ -76,14 +76,15 @@ def serve(config: Path) -> None:
 
 
 def check_config(config: Path) -> None:
-    """Check a configuration file, and that the files it names can be read."""
-    checked = load_config(config)
-    named = [checked.tls.certificate, checked.tls.private_key]
-    named += [hsm.module for hsm in checked.hsm.values()]
-    named += [hsm.pin_file for hsm in checked.hsm.values()]
-    for path in filter(None, named):
-        if not os.access(path, os.R_OK):
-            raise OperatorError(f"configuration: {path} is not there or cannot be read")
+    """Check a configuration file, and that what it names can be used; nothing is changed.
+
+    Raises:
+        OperatorError: Something is wrong; exit code 2.
+    """
+    try:
+        check_named(load_config(config))
+    except OperatorError as error:
+        raise OperatorError(error.text, exit_code=EXIT_CONFIGURATION) from None
 
 
 def dev(state: Path | None, port: int) -> None:

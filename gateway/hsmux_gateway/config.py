@@ -7,16 +7,20 @@ in the schema is refused with the nearest one that is. An environment variable
 text is read as a TOML value where it is one and as plain text where not.
 
 Secrets have no place here: a setting that leads to one names a file (`pin_file`) or a systemd
-credential (`pin_credential`), and the process that needs the secret reads it there.
+credential (`pin_credential`), and the process that needs the secret reads it there. A password in
+`store.url` is refused; libpq reads it from the file that `passfile` in the URL names.
 """
 
 import difflib
+import ipaddress
+import math
 import os
+import re
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +29,7 @@ from .errors import OperatorError
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
+    "EXIT_CONFIGURATION",
     "Audit",
     "Config",
     "Health",
@@ -44,6 +49,22 @@ __all__ = [
 
 ENVIRONMENT_PREFIX: Final = "HSMUX_GATEWAY__"
 EXIT_CONFIGURATION: Final = 2
+"""Exit code: the configuration is wrong."""
+
+TOKENS_MAX: Final = 16
+"""Tables `hsm.<name>`."""
+
+_TOKEN_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
+_DNS_NAME: Final = re.compile(
+    r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+    re.ASCII | re.IGNORECASE,
+)
+_DNS_NAME_SIZE_MAX: Final = 253
+
+
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
+
+S = TypeVar("S", bound="Section")
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +133,7 @@ class Store(Section, frozen=True, kw_only=True):
     url: Annotated[
         str,
         Meta(
-            description="SQLAlchemy URL, `sqlite:///PATH` or `postgresql+psycopg://...`; "
+            description="`sqlite:////PATH` or `postgresql://USER@HOST/NAME?passfile=FILE`; "
             "empty: a SQLite file in `instance_dir`."
         ),
     ] = ""
@@ -145,15 +166,30 @@ class Limits(Section, frozen=True, kw_only=True):
     """What the gateway takes on at most."""
 
     connections_max: Annotated[
-        int, Meta(ge=1, le=100_000, description="Open connections; more are closed at once.")
+        int,
+        Meta(
+            ge=1,
+            le=100_000,
+            description="Open connections; more are closed at once. At most a quarter of them have "
+            "not said yet who they are.",
+        ),
     ] = 2000
     requests_max: Annotated[
-        int, Meta(ge=64, le=1_000_000, description="Requests in work in all; more get BUSY.")
+        int,
+        Meta(
+            ge=64,
+            le=1_000_000,
+            description="Requests in work in all; an access point that has as many as are left for "
+            "the others gets BUSY.",
+        ),
     ] = 16384
     large_buffer_bytes_max: Annotated[
         int,
         Meta(
-            ge=1 << 20, description="Bytes for frames beyond 64 KiB a connection, all connections."
+            ge=16 << 20,
+            le=1 << 40,
+            description="Bytes of buffers beyond 64 KiB a connection, all connections; an access "
+            "point gets at most as much of it as is left for the others.",
         ),
     ] = 128 << 20
     handshake_timeout_s: Annotated[
@@ -254,13 +290,29 @@ def _override(table: dict[str, Any], environment: Mapping[str, str]) -> None:
     for name, text in environment.items():
         if not name.startswith(ENVIRONMENT_PREFIX):
             continue
-        *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        *parents, last = name.removeprefix(ENVIRONMENT_PREFIX).split("__")
+        # The names in a worker's environment are its own, upper case and all.
+        last = last if parents and parents[-1].lower() == "environment" else last.lower()
         inner = table
-        for parent in parents:
+        for parent in map(str.lower, parents):
             inner = inner.setdefault(parent, {})
             if not isinstance(inner, dict):
                 raise _fail(name, f"{parent} is a value, not a table")
         inner[last] = _read_value(text)
+
+
+def _check_values(value: Any, path: str) -> None:
+    """Refuse what TOML can say and nothing here can mean: NaN, infinity, control characters."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _check_values(item, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_values(item, f"{path}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _fail(path, f"{value} is not a number to reckon with")
+    elif isinstance(value, str) and any(ord(character) < 32 for character in value):
+        raise _fail(path, "must be one line without control characters")
 
 
 def _check_rules(config: Config) -> None:
@@ -272,23 +324,78 @@ def _check_rules(config: Config) -> None:
         raise _fail("root.token", f"no table hsm.{config.root.token}; there are: {known}")
     if bool(config.tls.certificate) != bool(config.tls.private_key):
         raise _fail("tls", "set both certificate and private_key, or neither")
+    if len(config.hsm) > TOKENS_MAX:
+        raise _fail("hsm", f"{len(config.hsm)} tokens; at most {TOKENS_MAX}")
     for name, hsm in config.hsm.items():
+        if not _TOKEN_NAME.fullmatch(name):
+            raise _fail(f"hsm.{name!r}", "a token's name is 1 to 64 of A-Z a-z 0-9 _ -")
         if bool(hsm.pin_file) == bool(hsm.pin_credential):
             raise _fail(f"hsm.{name}", "set exactly one of pin_file and pin_credential")
-    for address in [*config.server.listen, *filter(None, [config.health.listen])]:
-        split_address(address)
+    for server_name in config.server.names:
+        if not _is_server_name(server_name):
+            raise _fail("server.names", f"{server_name!r} is neither a DNS name nor an IP address")
+    for path, address in _addresses(config):
+        split_address(address, path)
+    _check_store_url(config.store.url)
 
 
-def split_address(address: str) -> tuple[str, int]:
+def _addresses(config: Config) -> Iterator[tuple[str, str]]:
+    for number, address in enumerate(config.server.listen):
+        yield f"server.listen[{number}]", address
+    if config.health.listen:
+        yield "health.listen", config.health.listen
+
+
+def _is_server_name(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return bool(_DNS_NAME.fullmatch(name)) and len(name) <= _DNS_NAME_SIZE_MAX
+    return True
+
+
+def _check_store_url(url: str) -> None:
+    if not url:
+        return
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme.partition("+")[0] not in ("sqlite", "postgresql"):
+        raise _fail("store.url", "begins with sqlite:// or postgresql://")
+    authority, _, query = rest.partition("?")
+    user, at, _ = authority.partition("/")[0].rpartition("@")
+    if (at and ":" in user) or "password=" in query:
+        raise _fail(
+            "store.url",
+            "a password has no place here: put it into a file for libpq and add ?passfile=FILE",
+        )
+
+
+def split_address(address: str, path: str = "address") -> tuple[str, int]:
     """Host and port of `host:port` or `[v6]:port`.
+
+    Args:
+        address: The text.
+        path: Which setting it is.
 
     Raises:
         OperatorError: It is neither.
     """
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise _fail(repr(address), "an address is host:port or [v6]:port")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535
+    is_host = bool(host) and (host.startswith("[") == host.endswith("]") == (":" in host))
+    if not (separator and is_port and is_host):
+        raise _fail(path, f"{address!r} is no address: use host:port or [v6]:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _convert(table: Any, section: type[S], path: str) -> S:
+    try:
+        return msgspec.convert(table, section)
+    except msgspec.ValidationError as error:
+        what, _, inner = str(error).partition(" - at `$")
+        here = (path + inner.rstrip("`")).lstrip(".")
+        if missing := _MISSING.fullmatch(what):
+            here, what = f"{here}.{missing[1]}".lstrip("."), "is missing"
+        raise _fail(here or "file", what[0].lower() + what[1:]) from None
 
 
 def parse_config(text: str, environment: Mapping[str, str]) -> Config:
@@ -303,14 +410,17 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _fail("not TOML", str(error)) from None
     _override(table, environment)
     _check_names(table, Config, "")
-    try:
-        config = msgspec.convert(table, Config)
-    except msgspec.ValidationError as error:
-        raise _fail("value", str(error)) from None
+    _check_values(table, "")
+    tokens = table.get("hsm")
+    if isinstance(tokens, dict):
+        # One by one, because msgspec does not tell the name of a table that is wrong.
+        for name, token in tokens.items():
+            _convert(token, Hsm, f"hsm.{name}")
+    config = _convert(table, Config, "")
     _check_rules(config)
     return config
 

@@ -36,7 +36,13 @@ from hsmux_protocol.connection import ALPN
 
 from .errors import OperatorError
 
-__all__ = ["TlsClosed", "TlsStream", "make_server_context"]
+__all__ = [
+    "TlsClosed",
+    "TlsStream",
+    "load_identity",
+    "make_server_context",
+    "new_server_context",
+]
 
 RECEIVE_SIZE: Final = 256 * 1024
 """Bytes of the buffer for one socket read: about the most a loopback or 10 GbE socket holds."""
@@ -60,8 +66,35 @@ class TlsClosed(Exception):
     """The connection ended or broke; the text says how, for the log."""
 
 
+def new_server_context() -> ssl.SSLContext:
+    """A context for TLS 1.3 with client certificates required, no tickets and no early data."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols([ALPN])
+    return context
+
+
+def load_identity(context: ssl.SSLContext, certificate: Path, private_key: Path) -> None:
+    """Give a context the server's certificate and chain, and its private key, as PEM files.
+
+    Raises:
+        OperatorError: A file cannot be read or the key does not belong to the certificate.
+    """
+    try:
+        # An encrypted key would ask for its password on the terminal.
+        context.load_cert_chain(certificate, private_key, password=b"")
+    except (OSError, ssl.SSLError) as error:
+        raise OperatorError(
+            f"tls: {certificate} and {private_key} cannot be loaded ({error}); "
+            "run `hsmux init` again or set tls.certificate and tls.private_key"
+        ) from None
+
+
 def make_server_context(certificate: Path, private_key: Path, client_ca: bytes) -> ssl.SSLContext:
-    """A context for TLS 1.3 with client certificates required, no tickets and no early data.
+    """A context for the listener.
 
     Args:
         certificate: PEM file of the server's certificate and chain.
@@ -71,19 +104,8 @@ def make_server_context(certificate: Path, private_key: Path, client_ca: bytes) 
     Raises:
         OperatorError: A file cannot be read or the key does not belong to the certificate.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols([ALPN])
-    try:
-        context.load_cert_chain(certificate, private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise OperatorError(
-            f"tls: {certificate} and {private_key} cannot be loaded ({error}); "
-            "run `hsmux init` again or set tls.certificate and tls.private_key"
-        ) from None
+    context = new_server_context()
+    load_identity(context, certificate, private_key)
     context.load_verify_locations(cadata=client_ca)
     return context
 

@@ -1,5 +1,6 @@
 """The store: sealed rows in SQLite or PostgreSQL, and nothing of SQL outside of this package."""
 
+from .engines import check_url
 from .errors import (
     CommitUnknown,
     Conflict,
@@ -78,5 +79,6 @@ __all__ = [
     "Transaction",
     "UnsafeStore",
     "WriterStatistics",
+    "check_url",
     "migrate_database",
 ]

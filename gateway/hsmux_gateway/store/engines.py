@@ -31,6 +31,7 @@ __all__ = [
     "STATEMENT_TIMEOUT_MS",
     "TCP_USER_TIMEOUT_MS",
     "Database",
+    "check_url",
     "connect",
     "create_file",
 ]
@@ -96,6 +97,15 @@ def connect(url: str, busy_timeout_s: float) -> Database:
         raise StoreUnavailable(
             f"the driver of {parsed.drivername} is missing: pip install 'hsmux-gateway[postgresql]'"
         ) from error
+
+
+def check_url(url: str) -> None:
+    """Check that a URL names a database this program can use; nothing is connected.
+
+    Raises:
+        UnsafeStore, StoreUnavailable: It does not; the text says why.
+    """
+    connect(url, 0.0).engine.dispose()
 
 
 def _text(value: bytes) -> str:
