@@ -37,6 +37,7 @@ from hsmux_protocol.connection import ALPN
 from .errors import OperatorError
 
 __all__ = [
+    "RECEIVE_SIZE",
     "TlsClosed",
     "TlsStream",
     "load_identity",
