@@ -29,6 +29,7 @@ from .keys.cryptography_service import CryptographyService
 from .keys.hsm_keys import HsmKeys
 from .keys.lifecycle_service import LifecycleService
 from .keys.material import Materials
+from .keys.reconciliation import Reconciliation
 from .listener import Listener, connections_possible
 from .metrics import Metrics
 from .references import reference_source
@@ -66,6 +67,7 @@ class Gateway:
         log_requests: Descriptor for the request log, or None.
 
     Attributes:
+        reconciliation: Compares store and tokens.
         stopping: Whether no new connections are taken.
     """
 
@@ -95,9 +97,7 @@ class Gateway:
         self.catalog.on_key_change(self.materials.drop)
         self.catalog.on_key_change(self._hsm_keys.drop)
 
-    def make_lifecycle(self) -> LifecycleService:
-        """The service that makes keys, and undoes what a crash left half made."""
-        return LifecycleService(
+        self._lifecycle = LifecycleService(
             self.catalog,
             self.effects,
             self.materials,
@@ -106,13 +106,14 @@ class Gateway:
             "gateway",
             self._threads(GENERATORS_MAX),
         )
+        self.reconciliation = Reconciliation(self.catalog, self.effects, self._hsm_keys, "gateway")
 
-    def make_listener(self, lifecycle: LifecycleService) -> Listener:
+    def make_listener(self) -> Listener:
         """The listener over an engine with all services; the catalogue must have been read."""
         config = self.base.config
         cryptography = self._make_cryptography()
         facts = ConnectionFacts(
-            engine=self._make_engine(cryptography, lifecycle),
+            engine=self._make_engine(cryptography),
             authenticate=self._identities.authenticate,
             stands=self._identities.stands,
             runs_inline=cryptography.runs_inline,
@@ -142,9 +143,7 @@ class Gateway:
             self._threads(SIGNERS_MAX),
         )
 
-    def _make_engine(
-        self, cryptography: CryptographyService, lifecycle: LifecycleService
-    ) -> Engine:
+    def _make_engine(self, cryptography: CryptographyService) -> Engine:
         config, base = self.base.config, self.base
         administration = AdministrationService(
             self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX)
@@ -158,7 +157,7 @@ class Gateway:
             self.warnings,
         )
         return Engine(
-            collect_handlers(cryptography, lifecycle, administration, status),
+            collect_handlers(cryptography, self._lifecycle, administration, status),
             identities=self._identities,
             memory=self.effects,
             recorder=self.recorder,
@@ -194,6 +193,11 @@ class Gateway:
         found = self.not_ready()
         if self.base.config.root.file:
             found.append("the root key is a file: for development only")
+        found += [
+            f"token {name}: {number} objects that this store does not know"
+            for name, number in self.reconciliation.unclaimed.items()
+            if number
+        ]
         worn = self._counters.worn()
         found += [
             f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"

@@ -36,6 +36,9 @@ log = structlog.get_logger("hsmux.daemon")
 RECONCILE_INTERVAL_S: Final = 60.0
 """Seconds between looks for creations that a crash left unfinished."""
 
+SURVEY_INTERVAL_S: Final = 3600.0
+"""Seconds between looks for objects in the tokens that nobody here knows."""
+
 FORGET_INTERVAL_S: Final = 3600.0
 """Seconds between looks for idempotency tokens that are over."""
 
@@ -140,13 +143,13 @@ async def _read_catalogue(gateway: Gateway) -> None:
 async def _run(gateway: Gateway, stop: _Stop, ready: Callable[[Addresses], None]) -> None:
     """Everything from the first socket to the last answer."""
     config = gateway.base.config
-    lifecycle = gateway.make_lifecycle()
-    listener = gateway.make_listener(lifecycle)
+    listener = gateway.make_listener()
     with _sockets(config.server.listen) as sockets, _sockets([config.health.listen]) as health:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gateway.turns.run)
             nursery.start_soon(gateway.effects.poll, config.store.poll_ms / 1000)
-            nursery.start_soon(_repeat, RECONCILE_INTERVAL_S, lifecycle.reconcile)
+            nursery.start_soon(_repeat, RECONCILE_INTERVAL_S, gateway.reconciliation.reconcile)
+            nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
             for socket in health:
                 nursery.start_soon(HealthServer(gateway.not_ready, gateway.metrics).serve, socket)

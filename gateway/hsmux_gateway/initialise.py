@@ -1,14 +1,17 @@
 """`hsmux init`: from an empty token and store to a deployment that can be served.
 
 Each step looks whether it was done, does it durably, and only then the next begins, so a crash
-anywhere is mended by running it again:
+anywhere is mended by running it again. A second host that shares the store goes through the same
+steps and finds all done but its own certificate.
 
     1. the store's tables and the deployment's identity
     2. the root: a token object named by an intent row first, or the development root file
     3. the key-encryption key, sealed by the root, and with it every row: one transaction
     4. the CA: key in the token (or sealed), certificate in the store
-    5. the gateway's own certificate and private key, as files
-    6. the first administrator: client key as files, then access point and client key in the store
+    5. the gateway's own certificate and private key, as files; made anew when they are of another
+       CA, do not carry the configured names, or are about to end
+    6. the first administrator: client key as files, then access point and client key in the store;
+       another client key where the files are gone, are of one that is revoked, or are about to end
 """
 
 import datetime
@@ -18,8 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -27,6 +32,7 @@ from hsmux_native import Arena
 
 from .access.administration import client_key_row
 from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
+from .access.identities import spki_sha256
 from .authority_key import DeploymentAuthority, ca_material, token_private_key
 from .config import Config
 from .errors import OperatorError
@@ -34,11 +40,13 @@ from .hsm.errors import TokenError
 from .hsm.token import HsmKey, Token
 from .instance import Instance, write_file
 from .root import ArenaSealer, FileRoot, HsmRoot, Root, make_kek, open_kek
-from .store.rows import AccessPointRow, GatewayKeyRow, IntentRow, RootRow, Row
+from .store.rows import AccessPointRow, ClientKeyRow, GatewayKeyRow, IntentRow, RootRow, Row
 from .store.store import Store
-from .store.transaction import Transaction
+from .store.transaction import Reader, Transaction
 
 __all__ = ["ADMINISTRATOR", "Initialised", "find_root", "initialise", "unlock"]
+
+log = structlog.get_logger("hsmux.initialise")
 
 ADMINISTRATOR: Final = "administrator"
 """Name of the first access point."""
@@ -50,6 +58,9 @@ KEY_TIMEOUT_S: Final = 60.0
 
 INTENT_LEASE_MS: Final = 300_000
 """Milliseconds an initialisation has for one key before another may take it over."""
+
+RENEWAL: Final = datetime.timedelta(days=30)
+"""How long before its end a certificate is made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +90,15 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-async def _make_in_token(
-    store: Store, token: Token, kind: str, spec: str, role: str
-) -> tuple[HsmKey, IntentRow]:
-    """Make a key of the deployment's own in a token, named by an intent first.
+async def _intend(store: Store, token: Token, kind: str, spec: str) -> tuple[IntentRow, bool]:
+    """The intent for one of the deployment's own keys, and whether an earlier run left it."""
 
-    An intent that an earlier run left is taken over: an object it may have made was never used,
-    and is destroyed before the key is made anew.
-    """
-    found = await trio.to_thread.run_sync(
-        store.read, lambda reader: reader.select(IntentRow, kind=kind)
-    )
-    deadline = time.monotonic() + KEY_TIMEOUT_S
-    if found:
-        intent = found[0]
-        objects = await token.list_objects(deadline=deadline)
-        if any(item.cka_id == intent.cka_id for item in objects):
-            await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
-    else:
+    def work(transaction: Transaction) -> tuple[IntentRow, bool]:
         at_ms = _now_ms()
+        until_ms = at_ms + INTENT_LEASE_MS
+        found = transaction.select(IntentRow, kind=kind, token=token.name)
+        if found:
+            return transaction.extend_intent(found[0].intent_id, "init", until_ms), True
         intent = IntentRow(
             intent_id=os.urandom(16),
             kind=kind,
@@ -107,10 +108,28 @@ async def _make_in_token(
             owner="init",
             arguments=spec.encode(),
             created_at_ms=at_ms,
-            lease_until_ms=at_ms + INTENT_LEASE_MS,
+            lease_until_ms=until_ms,
         )
-        await _write(store, [intent])
+        return transaction.add_intent(intent), False
+
+    return await trio.to_thread.run_sync(store.write, work)
+
+
+async def _make_in_token(
+    store: Store, token: Token, kind: str, spec: str, role: str
+) -> tuple[HsmKey, IntentRow]:
+    """Make a key of the deployment's own in a token, named by an intent first.
+
+    An intent that an earlier run left is taken over: an object it may have made was never used,
+    and is destroyed before the key is made anew.
+    """
+    intent, was_left = await _intend(store, token, kind, spec)
+    deadline = time.monotonic() + KEY_TIMEOUT_S
     try:
+        if was_left:
+            objects = await token.list_objects(deadline=deadline)
+            if any(item.cka_id == intent.cka_id for item in objects):
+                await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
         key = await token.generate(spec, intent.cka_id, deadline=deadline, role=role)
     except TokenError as error:
         raise OperatorError(f"token {token.name} cannot make a {spec} key: {error}") from error
@@ -254,31 +273,56 @@ async def _make_server_certificate(
     config: Config, instance: Instance, authority: DeploymentAuthority
 ) -> None:
     """Step 5; the private key comes first, so a certificate is never there without it."""
-    ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
-    if instance.server_certificate.exists() and instance.server_key.exists():
+    names = server_names(config.server.names)
+    if _serves(instance, authority.certificate, names):
         return
     key = ec.generate_private_key(ec.SECP256R1())
-    names = server_names(config.server.names)
     certificate = await trio.to_thread.run_sync(
-        _issue_to, authority, key, config.server.names[0][:64], SERVER_VALIDITY, names
+        _issue_to, authority, key, config.server.names[0], SERVER_VALIDITY, names
     )
+    instance.server_certificate.unlink(missing_ok=True)
     write_file(instance.server_key, _pem(key))
     pem = certificate.public_bytes(serialization.Encoding.PEM)
+    ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(instance.server_certificate, pem + ca_pem, mode=0o644)
+
+
+def _serves(instance: Instance, ca: x509.Certificate, names: x509.SubjectAlternativeName) -> bool:
+    """Whether the gateway's own certificate is there and good for a while."""
+    certificate = _load_pair(instance.server_certificate, instance.server_key)
+    if certificate is None:
+        return False
+    try:
+        certificate.verify_directly_issued_by(ca)
+        carried = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, TypeError, x509.ExtensionNotFound, InvalidSignature):
+        return False
+    return carried == names
+
+
+def _load_pair(certificate: Path, private_key: Path) -> x509.Certificate | None:
+    """The certificate of two files, if the key is its own and it does not end soon."""
+    try:
+        loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
+        key = serialization.load_pem_private_key(private_key.read_bytes(), None)
+    except (OSError, ValueError, TypeError):
+        return None
+    until = datetime.datetime.now(datetime.UTC) + RENEWAL
+    if key.public_key() != loaded.public_key() or loaded.not_valid_after_utc < until:
+        return None
+    return loaded
 
 
 async def _make_administrator(
     instance: Instance, authority: DeploymentAuthority, store: Store
 ) -> Initialised:
-    """Step 6."""
+    """Step 6; the files come first, so a client key that is accepted is never without them."""
     directory = instance.administrator
     paths = Initialised(
         directory / "administrator.pem", directory / "administrator.key", directory / "ca.pem"
     )
-    found = await trio.to_thread.run_sync(
-        store.read, lambda reader: reader.select(AccessPointRow, name=ADMINISTRATOR)
-    )
-    if found:
+    found, accepted = await trio.to_thread.run_sync(store.read, _read_administrator)
+    if _is_accepted(paths, accepted):
         return paths
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = await trio.to_thread.run_sync(
@@ -290,8 +334,26 @@ async def _make_administrator(
     write_file(paths.ca, ca_pem, mode=0o644)
     description = "made by init; may do everything"
     row = AccessPointRow(os.urandom(16), ADMINISTRATOR, description, "Enabled", _now_ms())
-    await _write(store, [row, client_key_row(certificate, row.access_point_id)])
+    if found is None:
+        await _write(store, [row, client_key_row(certificate, row.access_point_id)])
+    else:
+        await _write(store, [client_key_row(certificate, found.access_point_id)])
+        log.warning("the administrator has another client key now", directory=str(directory))
     return paths
+
+
+def _read_administrator(reader: Reader) -> tuple[AccessPointRow | None, list[bytes]]:
+    """The access point, and SHA-256 of the public keys of its client keys that are accepted."""
+    for found in reader.select(AccessPointRow, name=ADMINISTRATOR):
+        keys = reader.select(ClientKeyRow, access_point_id=found.access_point_id, state="Enabled")
+        return found, [key.spki_sha256 for key in keys]
+    return None, []
+
+
+def _is_accepted(paths: Initialised, accepted: list[bytes]) -> bool:
+    """Whether the administrator's files are there, and good for a while."""
+    pair = _load_pair(paths.certificate, paths.private_key)
+    return pair is not None and paths.ca.exists() and spki_sha256(pair) in accepted
 
 
 async def initialise(

@@ -12,7 +12,6 @@ Files are written whole or not at all: to a temporary name, made durable, then r
 
 import fcntl
 import os
-import secrets
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,7 +29,9 @@ def write_file(path: Path, data: bytes, *, mode: int = 0o600) -> None:
         data: Everything the file will hold.
         mode: Permissions, set before the file has its name.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{path.name}.new")
+    # One that a crash left holds what nobody uses.
+    temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -8,10 +8,8 @@ an object nobody knows of:
     3. one transaction: key, version, alias, the answer's memory; the intent ends in it
     4. the answer
 
-After a crash between 1 and 3 the intent expires and `reconcile` takes it over, destroys the object
-it names, which nobody can have used, and ends it. A creation that was so slow that its intent was
-taken over finds that out in step 3 and fails. Objects that no intent and no key names are never
-touched: somebody else may own them.
+After a crash between 1 and 3 the intent expires, and `reconciliation` undoes what it names. A
+creation that was so slow that its intent was taken over finds that out in step 3 and fails.
 """
 
 import os
@@ -33,14 +31,12 @@ from ..call import Call
 from ..catalog import Catalog
 from ..effects import Effects
 from ..fairness import FairThreads
-from ..hsm.errors import TokenError
-from ..hsm.token import HsmKey
 from ..store.rows import AliasRow, IntentRow, KeyRow, KeyVersionRow
-from ..store.transaction import Reader, Transaction
+from ..store.transaction import Transaction
 from .hsm_keys import HsmKeys
 from .material import Materials, generate_private_key
 
-__all__ = ["LifecycleService", "key_record", "now_ms"]
+__all__ = ["INTENT_LEASE_MS", "LifecycleService", "key_record", "now_ms"]
 
 log = structlog.get_logger("hsmux.keys")
 
@@ -48,9 +44,6 @@ INTENT_LEASE_MS: Final = 300_000
 """Milliseconds a creation may take before anybody may undo it: longer than its longest deadline and
 the time a worker may then still be at it.
 """
-
-RECONCILE_TIMEOUT_S: Final = 60.0
-"""Seconds for one token to tell or destroy an object while reconciling."""
 
 PAGE_ELEMENTS_MAX: Final = ELEMENTS_MAX - 256
 """msgpack values of one page of keys; a page ends early when tags and aliases fill it."""
@@ -264,58 +257,6 @@ class LifecycleService:
             records.append(record)
         is_last = len(records) == len(identifiers) < limit
         return [records, b"" if is_last or not records else records[-1].key_id]
-
-    async def reconcile(self) -> None:
-        """Undo creations whose intents have expired: what a crash left behind.
-
-        Raises:
-            HsmuxError: The store is away.
-        """
-
-        def work(reader: Reader) -> list[IntentRow]:
-            return reader.expired_intents(now_ms())
-
-        expired: dict[str, list[IntentRow]] = {}
-        for intent in await self._effects.read(work):
-            expired.setdefault(intent.token, []).append(intent)
-        for name, intents in expired.items():
-            try:
-                await self._undo(name, intents)
-            except TokenError as error:
-                log.warning("expired intents wait for their token", token=name, error=str(error))
-
-    async def _undo(self, name: str, intents: list[IntentRow]) -> None:
-        token = self._hsm_keys.tokens.get(name)
-        if token is None:
-            log.warning("expired intents name a token that is not configured here", token=name)
-            return
-        deadline = time.monotonic() + RECONCILE_TIMEOUT_S
-        there = {found.cka_id for found in await token.list_objects(deadline=deadline)}
-        for intent in intents:
-            if not await self._take_over(intent):
-                continue
-            if intent.cka_id in there:
-                spec = intent.arguments.decode()
-                deadline = time.monotonic() + RECONCILE_TIMEOUT_S
-                await token.destroy(HsmKey(intent.cka_id, spec, b"", b""), deadline=deadline)
-                log.warning("undid an unfinished creation", token=name, kind=intent.kind)
-            await self._effects.write(partial(_finish, intent_id=intent.intent_id))
-
-    async def _take_over(self, intent: IntentRow) -> bool:
-        """Whether the intent is still there and now ours: its maker cannot finish it any more."""
-
-        def work(transaction: Transaction) -> bool:
-            if transaction.get(IntentRow, intent.intent_id) != intent:
-                return False
-            until_ms = now_ms() + INTENT_LEASE_MS
-            transaction.extend_intent(intent.intent_id, self._owner, until_ms)
-            return True
-
-        return await self._effects.write(work)
-
-
-def _finish(transaction: Transaction, intent_id: bytes) -> None:
-    transaction.finish_intent(intent_id)
 
 
 def _finish_own(transaction: Transaction, intent: IntentRow) -> None:

@@ -1,0 +1,180 @@
+"""`init`: it can be killed anywhere and run again, and mends what is missing."""
+
+import datetime
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmux_gateway.config import load_config
+from hsmux_gateway.daemon import run_init
+from hsmux_gateway.errors import OperatorError
+from hsmux_gateway.initialise import Initialised
+from tests.documents.sections import ROOT
+from tests.gateway.hardware import PIN, write_hardware_config
+from tests.gateway.raw_client import client_context, connect
+from tests.gateway.running import running_gateway, write_config
+
+RUNS = [
+    pytest.param("chain", 10, id="one-by-one"),
+    pytest.param("each", 20, id="each-border", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("root", ["file", "softhsm"])
+@pytest.mark.parametrize(("mode", "least"), RUNS)
+def test_init_is_killed_at_its_borders_and_mended(
+    tmp_path: Path, root: str, mode: str, least: int
+) -> None:
+    command = [sys.executable, "-m", "tests.gateway.init_until", root, mode, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= least
+
+
+def _init(config: Path) -> Initialised:
+    return trio.run(run_init, load_config(config))
+
+
+def test_init_again_changes_nothing(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    made = _init(config)
+    files = {path: path.read_bytes() for path in made.ca.parents[1].rglob("*.[pk]e[my]")}
+    assert len(files) == 5
+    assert _init(config) == made
+    assert files == {path: path.read_bytes() for path in files}
+
+
+Damage = Callable[[Path], object]
+
+
+def _delete(name: str) -> Damage:
+    return lambda instance: (instance / name).unlink()
+
+
+def _truncate(name: str) -> Damage:
+    return lambda instance: (instance / name).write_bytes(b"")
+
+
+def _foreign_server(instance: Path) -> None:
+    """A certificate of another CA, as one that was left from another store is."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    certificate = (
+        x509.CertificateBuilder(
+            name, name, key.public_key(), 1, now, now.replace(year=now.year + 2)
+        )
+        .add_extension(names, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    encoding, format_ = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    pem = key.private_bytes(encoding, format_, serialization.NoEncryption())
+    (instance / "tls" / "server.key").write_bytes(pem)
+    (instance / "tls" / "server.pem").write_bytes(certificate.public_bytes(encoding))
+
+
+DAMAGE: dict[str, Damage] = {
+    "no server certificate": _delete("tls/server.pem"),
+    "no server key": _delete("tls/server.key"),
+    "an empty server key": _truncate("tls/server.key"),
+    "a foreign server certificate": _foreign_server,
+    "no administrator certificate": _delete("administrator/administrator.pem"),
+    "no administrator key": _delete("administrator/administrator.key"),
+    "an empty administrator key": _truncate("administrator/administrator.key"),
+    "no CA certificate": _delete("administrator/ca.pem"),
+}
+
+
+def test_init_makes_what_is_missing_or_spoilt(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    made = _init(config)
+    for damage in DAMAGE.values():
+        damage(made.ca.parents[1])
+        _init(config)
+    with running_gateway(config, init=False) as running:
+        with connect(running.address, client_context(running.administrator)) as client:
+            points, _ = client.call("list_access_points", b"", 100)
+            keys, _ = client.call("list_client_keys", b"", 100)
+    assert [point.name for point in points] == ["administrator"]
+    assert len(keys) == 1 + sum("administrator" in name or "CA" in name for name in DAMAGE)
+
+
+def test_a_revoked_administrator_gets_another_client_key(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    with running_gateway(config) as running:
+        before = (running.administrator / "administrator.pem").read_bytes()
+        context = client_context(running.administrator)
+        with connect(running.address, context) as client:
+            (first,), _ = client.call("list_client_keys", b"", 100)
+            client.call("create_access_point", "second", "")
+            certificate, private_key = client.call("create_client_key", "second", None, 30)[1::2]
+            other = tmp_path / "other.pem"
+            der = x509.load_der_x509_certificate(certificate)
+            other.write_bytes(der.public_bytes(serialization.Encoding.PEM) + private_key)
+        context.load_cert_chain(other)
+        with connect(running.address, context) as client:
+            client.call("revoke_client_key", first.client_key_id)
+        assert running.stop() == 0
+    made = _init(config)
+    assert made.certificate.read_bytes() != before
+    with running_gateway(config, init=False) as running:
+        with connect(running.address, client_context(running.administrator)) as client:
+            assert client.call("generate_random", 8)
+
+
+def test_other_names_make_another_server_certificate(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    _init(config)
+    text = config.read_text().replace(
+        "[server]\n", '[server]\nnames = ["localhost", "gw.example"]\n'
+    )
+    config.write_text(text)
+    made = _init(config)
+    server = made.ca.parents[1] / "tls" / "server.pem"
+    certificate = x509.load_pem_x509_certificate(server.read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "gw.example"]
+
+
+def test_another_root_than_the_stores_is_refused(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    _init(config)
+    text = config.read_text().replace('[root]\ntoken = "soft"', f'[root]\nfile = "{tmp_path}/r"')
+    config.write_text(text)
+    with pytest.raises(OperatorError, match=r"not initialised with root .*/r"):
+        _init(config)
+
+
+def test_a_wrong_pin_is_one_line_for_the_operator(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    (tmp_path / "pin").write_text(PIN[::-1])
+    with pytest.raises(OperatorError, match=r"token soft: .*clear-pin") as refused:
+        _init(config)
+    assert refused.value.exit_code == 8
+    assert PIN[::-1] not in refused.value.text
+
+
+def test_a_token_that_is_not_there_may_be_tried_again(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    config.write_text(config.read_text().replace('token_label = "test"', 'token_label = "gone"'))
+    with pytest.raises(OperatorError, match="token soft cannot be opened") as refused:
+        _init(config)
+    assert refused.value.exit_code == 1
+
+
+def test_a_token_that_lost_its_root_is_one_line_for_the_operator(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    _init(config)
+    for path in (tmp_path / "softhsm").rglob("*.object"):
+        if path.name != "token.object":
+            path.unlink()
+    with pytest.raises(OperatorError, match="token soft does not open this store's root key"):
+        _init(config)

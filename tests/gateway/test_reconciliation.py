@@ -1,0 +1,146 @@
+"""What a crash leaves in a token: undone when its lease is over, never anybody else's."""
+
+import time
+
+import msgspec
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from hsmux_gateway.hsm.memory import MemoryToken
+from hsmux_gateway.hsm.token import HsmKey
+from hsmux_gateway.store import IntentRow, KeyVersionRow, Transaction
+from hsmux_protocol.errors import Unavailable
+from tests.gateway.parts import Parts, running_parts
+
+HOUR_MS = 3_600_000
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+async def _leave_intent(parts: Parts, cka_id: bytes, *, expired: bool, made: bool) -> IntentRow:
+    """What a gateway that was killed in the middle of a creation leaves."""
+    intent = IntentRow(
+        intent_id=cka_id,
+        kind="create_key",
+        token="twin",
+        cka_id=cka_id,
+        key_id=b"k" * 16,
+        owner="dead",
+        arguments=b"AES_256",
+        created_at_ms=1,
+        lease_until_ms=_now_ms() + (-1 if expired else HOUR_MS),
+    )
+    if made:
+        await parts.token.generate("AES_256", cka_id, deadline=time.monotonic() + 9)
+    return await parts.effects.write(lambda transaction: transaction.add_intent(intent))
+
+
+async def _objects(token: MemoryToken) -> set[bytes]:
+    return {item.cka_id for item in await token.list_objects(deadline=time.monotonic() + 9)}
+
+
+def _intents(parts: Parts) -> set[bytes]:
+    return {row.cka_id for row in parts.store.read(lambda reader: reader.select(IntentRow))}
+
+
+async def test_only_expired_intents_are_undone() -> None:
+    async with running_parts() as parts:
+        await _leave_intent(parts, b"1" * 16, expired=True, made=True)
+        await _leave_intent(parts, b"2" * 16, expired=True, made=False)
+        await _leave_intent(parts, b"3" * 16, expired=False, made=True)
+        await parts.token.generate("AES_256", b"4" * 16, deadline=time.monotonic() + 9)
+        await parts.create_key("hardware")
+        (version,) = parts.store.read(lambda reader: reader.select(KeyVersionRow))
+        await parts.reconciliation.reconcile()
+        assert await _objects(parts.token) == {b"3" * 16, b"4" * 16, version.cka_id}
+        assert _intents(parts) == {b"3" * 16}
+
+
+async def test_unclaimed_objects_are_told_and_stay() -> None:
+    async with running_parts() as parts:
+        await _leave_intent(parts, b"3" * 16, expired=False, made=True)
+        await parts.create_key("hardware")
+        await parts.reconciliation.survey()
+        assert parts.reconciliation.unclaimed == {"twin": 0}
+        await parts.token.generate("AES_256", b"4" * 16, deadline=time.monotonic() + 9)
+        with capture_logs() as logs:
+            await parts.reconciliation.survey()
+        assert parts.reconciliation.unclaimed == {"twin": 1}
+        assert logs[0]["cka_ids"] == [(b"4" * 16).hex()]
+        await parts.reconciliation.reconcile()
+        assert b"4" * 16 in await _objects(parts.token)
+
+
+async def test_a_token_that_is_away_is_asked_again_later() -> None:
+    async with running_parts() as parts:
+        await _leave_intent(parts, b"1" * 16, expired=True, made=True)
+        parts.token.away = True
+        await parts.reconciliation.reconcile()
+        await parts.reconciliation.survey()
+        parts.token.away = False
+        # Its lease was taken over for a while.
+        assert _intents(parts) == {b"1" * 16}
+        await _expire_all(parts)
+        await parts.reconciliation.reconcile()
+        assert _intents(parts) == set()
+        assert await _objects(parts.token) == set()
+
+
+async def _expire_all(parts: Parts) -> None:
+    def work(transaction: Transaction) -> None:
+        for intent in transaction.select(IntentRow):
+            transaction.update(msgspec.structs.replace(intent, lease_until_ms=1))
+
+    await parts.effects.write(work)
+
+
+class SlowToken(MemoryToken):
+    """A token whose next key takes as long as the test wants."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__("twin", parts.arena)
+        self.made = trio.Event()
+        self.go_on = trio.Event()
+
+    async def generate(
+        self, spec: str, cka_id: bytes, *, deadline: float, role: str = "key"
+    ) -> HsmKey:
+        key = await super().generate(spec, cka_id, deadline=deadline, role=role)
+        self.made.set()
+        await self.go_on.wait()
+        return key
+
+
+async def test_a_creation_that_was_undone_meanwhile_is_not_acknowledged() -> None:
+    first = Parts()
+    token = SlowToken(first)
+    async with running_parts(Parts(first.store, token)) as parts:
+
+        async def create() -> None:
+            with pytest.raises(Unavailable, match="undone"):
+                await parts.create_key("hardware")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(create)
+            await token.made.wait()
+            # As if the process had been stopped for longer than its lease.
+            await _expire_all(parts)
+            await parts.reconciliation.reconcile()
+            token.go_on.set()
+        assert parts.store.read(lambda reader: reader.select(KeyVersionRow)) == []
+        assert await _objects(token) == set()
+
+
+async def test_several_gateways_reconcile_at_once() -> None:
+    first = Parts()
+    async with running_parts(first) as one, running_parts(Parts(first.store, first.token)) as two:
+        for number in range(20):
+            await _leave_intent(one, bytes([number]) * 16, expired=True, made=number % 2 == 0)
+        async with trio.open_nursery() as nursery:
+            for parts in (one, two):
+                nursery.start_soon(parts.reconciliation.reconcile)
+        assert _intents(one) == set()
+        assert await _objects(first.token) == set()
