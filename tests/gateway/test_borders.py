@@ -1,6 +1,5 @@
 """What a hostile or broken peer meets: TLS, frames, time, floods; and that nobody else pays."""
 
-import datetime
 import socket
 import ssl
 import struct
@@ -11,10 +10,9 @@ from typing import Any
 
 import msgpack
 import pytest
-import trustme
 
 from hsmux_protocol import errors
-from hsmux_protocol.connection import ALPN, VERSION, ClientConnection
+from hsmux_protocol.connection import VERSION, ClientConnection
 from hsmux_protocol.frames import Error, Goaway, Hello, Ping, Pong, Request, Result
 from hsmux_protocol.limits import FRAME_SIZE_MAX, FRAME_SIZE_MAX_OPENING
 from tests.gateway.raw_client import RawClient, client_context, connect
@@ -131,91 +129,6 @@ def test_a_bad_argument_costs_one_typed_answer(client: RawClient, name: str) -> 
     assert (frame.id, frame.number) == (77, expected.number)
     assert frame.reference
     assert client.call("generate_random", 8)
-
-
-def _alert_of(gateway: Running, context: ssl.SSLContext) -> str:
-    """What TLS says at the first read after a handshake the client believed in."""
-    host, port = gateway.address.rsplit(":", 1)
-    with (
-        pytest.raises(ssl.SSLError) as refused,
-        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as plain,
-        context.wrap_socket(plain, server_hostname="localhost") as tls,
-    ):
-        tls.recv(1)
-    return refused.value.reason or ""
-
-
-def _stranger(gateway: Running) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(gateway.administrator / "ca.pem")
-    context.set_alpn_protocols([ALPN])
-    return context
-
-
-def test_a_missing_certificate_is_an_alert(gateway: Running) -> None:
-    assert _alert_of(gateway, _stranger(gateway)) == "TLSV13_ALERT_CERTIFICATE_REQUIRED"
-
-
-def test_a_foreign_ca_is_an_alert(gateway: Running) -> None:
-    context = _stranger(gateway)
-    trustme.CA().issue_cert("client@example.org").configure_cert(context)
-    assert _alert_of(gateway, context) == "TLSV1_ALERT_UNKNOWN_CA"
-
-
-def test_a_self_signed_certificate_is_an_alert(gateway: Running, tmp_path: Path) -> None:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "administrator")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "own.pem"
-    pem.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = _stranger(gateway)
-    context.load_cert_chain(pem)
-    assert _alert_of(gateway, context) == "TLSV1_ALERT_UNKNOWN_CA"
-
-
-def test_the_servers_own_certificate_is_no_client_key(gateway: Running) -> None:
-    context = _stranger(gateway)
-    tls = gateway.directory / "tls"
-    context.load_cert_chain(tls / "server.pem", tls / "server.key")
-    assert "ALERT" in _alert_of(gateway, context)
-
-
-def test_tls_1_2_is_refused(gateway: Running, context: ssl.SSLContext) -> None:
-    old = client_context(gateway.administrator)
-    old.minimum_version = ssl.TLSVersion.TLSv1_2
-    old.maximum_version = ssl.TLSVersion.TLSv1_2
-    host, port = gateway.address.rsplit(":", 1)
-    with (
-        pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"),
-        socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as plain,
-    ):
-        old.wrap_socket(plain, server_hostname="localhost")
-
-
-def test_no_session_ticket_is_given(client: RawClient) -> None:
-    client.call("generate_random", 1)
-    assert client.tls.session is None or not client.tls.session.has_ticket
 
 
 def _client_key(client: RawClient, directory: Path, name: str) -> tuple[ssl.SSLContext, bytes]:
