@@ -11,9 +11,9 @@ cuts at once; one that comes before anything is served ends the start in order.
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 
 import structlog
 import trio
@@ -191,6 +191,21 @@ def _addresses(sockets: list[trio.socket.SocketType]) -> list[str]:
     return [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found]
 
 
+class _Log:
+    """A log file whose disk may be full and whose reader may go: what cannot be written is lost."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._file.flush()
+
+
 def log_to(file: TextIO, *, level: str = "info") -> None:
     """Structured log lines, JSON, to an open file; those of a level and above."""
     structlog.configure(
@@ -201,6 +216,6 @@ def log_to(file: TextIO, *, level: str = "info") -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Log(file))),
         cache_logger_on_first_use=False,
     )

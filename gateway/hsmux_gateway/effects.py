@@ -137,6 +137,8 @@ class Effects:
         """
         try:
             value = await self._writer.write(work, patience_s=PATIENCE_S)
+        except StoreDamaged as error:
+            raise presented(CommitUnknown(str(error))) from error
         except StoreError as error:
             raise presented(error) from error
         with trio.move_on_after(CATCH_UP_S, shield=True):
