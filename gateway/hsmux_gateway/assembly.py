@@ -141,6 +141,7 @@ class Gateway:
             self._hsm_keys,
             self._token_name,
             self._threads(SIGNERS_MAX),
+            self.turns,
         )
 
     def _make_engine(self, cryptography: CryptographyService) -> Engine:

@@ -5,14 +5,16 @@ for their answers, and answers its peer has not read. Up to `OWN_SIZE` of that i
 ordinary traffic asks nobody. Everything beyond is leased from a `FairBudget` that all connections
 share: an access point can hold at most as much of it as is left for the others.
 
-A frame that passes `OWN_SIZE` leases all that it still needs before more of it is read, so two
-connections with half a frame each never wait for one another. A call that finds no room is Busy. An
-answer always finds room, because the call leased it.
+A frame that passes `OWN_SIZE` leases all that it still needs, and room for its answer, before more
+of it is read: two connections with half a frame each never wait for one another, and what was read
+can be done. A call from a small frame that finds no room for a large answer is Busy. An answer
+always finds room, because the call leased it.
 """
 
 from typing import Final
 
 from hsmux_protocol.connection import ServerConnection
+from hsmux_protocol.limits import FRAME_SIZE_MAX
 
 from .answers import Answers
 from .fairness import FairBudget
@@ -22,6 +24,11 @@ __all__ = ["OWN_SIZE", "BufferLease", "ConnectionBuffers"]
 
 OWN_SIZE: Final = 64 * 1024
 """Bytes a connection may hold without a lease."""
+
+ANSWER_GROWTH: Final = 2
+"""How many times the size of a large request its answer is expected to have: records of 64 bytes
+double.
+"""
 
 READ_SIZE_MIN: Final = 16 * 1024
 """Bytes worth a system call: about one TLS record."""
@@ -85,15 +92,16 @@ class ConnectionBuffers:
         self._answers = answers
         self._in_work = 0
         self._coming = 0
+        self._answer = 0
 
     def __repr__(self) -> str:
         return f"ConnectionBuffers({self.size} bytes, {self._lease!r})"
 
     @property
     def size(self) -> int:
-        """Bytes held now, and those a frame that has begun has leave to bring."""
+        """Bytes held now, and those a frame that has begun has leave to bring and to cause."""
         held = self._protocol.buffered_size + self._answers.size
-        return held + self._in_work + self._coming
+        return held + self._in_work + self._coming + self._answer
 
     def settle(self) -> None:
         """Give back what is not held any more."""
@@ -124,9 +132,12 @@ class ConnectionBuffers:
             size = self.size
             if OWN_SIZE - size >= READ_SIZE_MIN:
                 return OWN_SIZE - size
-            needed = max(self._protocol.missing_size, READ_SIZE_MIN)
-            await self._lease.extend(size + needed)
-            self._coming = needed
+            missing = self._protocol.missing_size
+            frame_size = self._protocol.buffered_size + missing if missing else 0
+            needed = max(missing, READ_SIZE_MIN)
+            answer = min(ANSWER_GROWTH * frame_size, FRAME_SIZE_MAX)
+            await self._lease.extend(size + needed + answer)
+            self._coming, self._answer = needed, answer
         # TLS adds bytes of its own to what it carries.
         return min(self._coming + READ_SIZE_MIN, RECEIVE_SIZE)
 
@@ -135,5 +146,5 @@ class ConnectionBuffers:
         self._coming = max(0, self._coming - size)
 
     def frame_taken(self) -> None:
-        """The frame is whole and was taken: nothing more of it comes."""
-        self._coming = 0
+        """The frame is whole and was taken; what is leased goes over to its call."""
+        self._coming = self._answer = 0

@@ -60,7 +60,7 @@ from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Principal
 from .config import Limits
 from .engine import Engine
-from .fairness import FairBudget, Turns
+from .fairness import SLICE_NS, FairBudget, Turns
 from .requests import Asked, error_frame, read_request
 from .tls import TlsClosed, TlsStream
 
@@ -76,9 +76,6 @@ SMALL_SIZE: Final = 8 * 1024
 
 FRAME_RATE_MIN: Final = 1024
 """Bytes a second a frame must make once `frame_timeout_s` is over."""
-
-SLICE_NS: Final = 2_000_000
-"""Nanoseconds of calls done before answers leave and other tasks get their turn."""
 
 GRACE_S: Final = 1.0
 """Seconds after GOAWAY for requests that crossed it, from a peer that does not answer the PING."""

@@ -21,18 +21,22 @@ quantum, which is the usual case and costs one comparison.
 The queue is one structure for both: tenants in turn, first in first out within one.
 """
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, TypeVar
 
 import trio
 
 from hsmux_protocol.errors import Busy
 
-__all__ = ["FairBudget", "FairQueue", "FairThreads", "Turns"]
+__all__ = ["SLICE_NS", "FairBudget", "FairQueue", "FairThreads", "Turns"]
 
 QUANTUM_NS: Final = 2_000_000
 """Nanoseconds of the event loop a tenant has in a round: so long one flood delays the others."""
+
+SLICE_NS: Final = 2_000_000
+"""Nanoseconds of work done in one go, before answers leave and other tasks get their turn."""
 
 RETRY_AFTER_MS: Final = 200
 """What a caller is told to wait when the queue of the threads is full."""
@@ -258,6 +262,21 @@ class Turns:
         if used_ns < self._quantum_ns and self._parked.waits(tenant):
             self._parked.pop(tenant).set()
 
+    async def each(
+        self, tenant: bytes, items: Iterable[T], do: Callable[[T], object], slice_ns: int = SLICE_NS
+    ) -> None:
+        """Do something for each of many items, a slice a turn."""
+        left = iter(items)
+        is_more = True
+        while is_more:
+            await self.take(tenant)
+            began = time.perf_counter_ns()
+            try:
+                is_more = _do_slice(left, do, began + slice_ns)
+            finally:
+                self.spend(tenant, time.perf_counter_ns() - began)
+            await trio.lowlevel.checkpoint()
+
     async def run(self) -> None:
         """Begin a round whenever somebody is parked, until cancelled."""
         while True:
@@ -277,3 +296,12 @@ class Turns:
         for tenant in self._parked.tenants():
             if self._used_ns.get(tenant, 0) < self._quantum_ns:
                 self._parked.pop(tenant).set()
+
+
+def _do_slice(items: Iterator[T], do: Callable[[T], object], until_ns: int) -> bool:
+    """Go on until the time is over; whether there may be more."""
+    for item in items:
+        do(item)
+        if time.perf_counter_ns() >= until_ns:
+            return True
+    return False

@@ -179,8 +179,7 @@ class Listener:
                 self._take(accepted, address)
 
     def _take(self, accepted: trio.socket.SocketType, address: tuple[object, ...]) -> None:
-        if len(self.connections) >= self._connections_max or self._nursery is None:
-            self.refused += 1
+        if not self._make_room() or self._nursery is None:
             accepted.close()
             return
         try:
@@ -188,15 +187,23 @@ class Listener:
         except OSError:
             accepted.close()
             return
-        if len(self._opening) >= self._opening_max:
-            slowest, _ = self._opening.popitem(last=False)
-            self.refused += 1
-            slowest.cut()
         tls = TlsStream(accepted, self._context, self._buffer)
         connection = Connection(tls, f"{address[0]}:{address[1]}", self._facts, self._opened)
         self.connections.add(connection)
         self._opening[connection] = None
         self._nursery.start_soon(self._serve_one, connection)
+
+    def _make_room(self) -> bool:
+        """Whether there is room for one more; the slowest of those that are opening makes it."""
+        is_full = len(self.connections) >= self._connections_max
+        if not is_full and len(self._opening) < self._opening_max:
+            return True
+        self.refused += 1
+        if not self._opening:
+            return False
+        slowest, _ = self._opening.popitem(last=False)
+        slowest.cut()
+        return True
 
     def _opened(self, connection: Connection) -> None:
         self._opening.pop(connection, None)

@@ -228,16 +228,18 @@ class TlsStream:
 
         Cancelled, it closes the socket at once.
         """
-        with trio.move_on_after(CLOSE_TIMEOUT_S):
-            try:
+        try:
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
                 if not self.broken:
                     self._end()
                     await self._flush()
                     await self._linger()
-            except (TlsClosed, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._stream)
+        except (TlsClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+            # It is gone already, which is what is wanted.
+            return
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
 
     def _end(self) -> None:
         try:

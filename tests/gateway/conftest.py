@@ -18,6 +18,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("gateway")
     with running_gateway(write_config(directory, LIMITS)) as running:
         yield running
+        # Whatever a peer sends is its own fault, and none of the gateway's.
+        assert "Traceback" not in running.log.read_text()
 
 
 @pytest.fixture(scope="module")

@@ -75,11 +75,19 @@ def write_config(directory: Path, extra: str = "") -> Path:
 
 
 @contextmanager
-def running_gateway(config: Path, *, init: bool = True) -> Iterator[Running]:
-    """Start a gateway and stop it at the end."""
+def running_gateway(
+    config: Path, *, init: bool = True, before: tuple[str, ...] = ()
+) -> Iterator[Running]:
+    """Start a gateway and stop it at the end.
+
+    Args:
+        config: Its configuration; everything else lies beside it.
+        init: Initialise it first.
+        before: A program and its arguments that starts the gateway, such as `prlimit`.
+    """
     directory = config.parent
     log = directory / "gateway.log"
-    command = [sys.executable, "-c", PROGRAM, str(config), str(log)]
+    command = [*before, sys.executable, "-c", PROGRAM, str(config), str(log)]
     process = subprocess.Popen(
         [*command, *(["init"] if init else [])],
         stdout=subprocess.PIPE,

@@ -288,3 +288,26 @@ async def test_nobody_is_parked_below_the_quantum() -> None:
     assert scope.cancelled_caught
     await turns.take(B)
     assert repr(turns) == "Turns(0 parked)"
+
+
+async def test_many_items_are_done_in_slices_and_a_failure_is_paid_for() -> None:
+    turns = Turns(quantum_ns=1)
+    done: list[int] = []
+    others = 0
+
+    async def count() -> None:
+        nonlocal others
+        while len(done) < 50:
+            others += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.run)
+        nursery.start_soon(count)
+        await turns.each(A, range(50), done.append, slice_ns=0)
+        assert done == list(range(50))
+        assert others > 25
+        with pytest.raises(ZeroDivisionError):
+            await turns.each(B, range(50), lambda item: 1 // (item - 3), slice_ns=10**9)
+        assert turns._used_ns[B] > 0
+        nursery.cancel_scope.cancel()

@@ -30,10 +30,11 @@ __all__ = [
     "DECRYPT_STATUS",
     "ENCRYPT_ITEM_SIZE",
     "ENCRYPT_STATUS",
-    "check_contexts",
+    "check_context",
     "check_fits",
     "context_column",
     "read_column",
+    "read_contexts",
     "repeat_u32",
     "status_column",
 ]
@@ -77,16 +78,16 @@ def read_column(column: bytes, name: str) -> list[bytes]:
         raise InvalidArgument(str(error)) from None
 
 
-def check_contexts(context: bytes, contexts: bytes | None, count: int) -> list[bytes]:
-    """The contexts of a batch: one for all, or one for each item.
+def read_contexts(context: bytes, contexts: bytes | None, count: int) -> list[bytes]:
+    """The contexts of a batch: one for all, or one for each item, not yet checked.
 
     Args:
         context: The canonical context for all items; empty when `contexts` is given.
-        contexts: A column of canonical contexts, or None.
+        contexts: A column of contexts, or None.
         count: Items in the batch.
 
     Raises:
-        InvalidArgument: Both are given, the numbers differ, or a context is not canonical.
+        InvalidArgument: Both are given, or the numbers differ.
     """
     if contexts is None:
         return [context]
@@ -95,12 +96,15 @@ def check_contexts(context: bytes, contexts: bytes | None, count: int) -> list[b
     items = read_column(contexts, "contexts")
     if len(items) != count:
         raise InvalidArgument(f"contexts: {len(items)} for {count} items")
-    for item in set(items):
-        _check_context(item)
     return items
 
 
-def _check_context(encoded: bytes) -> None:
+def check_context(encoded: bytes) -> None:
+    """Check a context that came in a column.
+
+    Raises:
+        InvalidArgument: It is not canonical, or uses a reserved name.
+    """
     try:
         context = parse_context(encoded)
     except RemoteProtocolError as error:

@@ -34,16 +34,17 @@ from hsmux_protocol.references import KeyReference, format_key_id
 
 from ..call import Call
 from ..catalog import Catalog
-from ..fairness import FairThreads
+from ..fairness import FairThreads, Turns
 from ..store.rows import KeyRow, KeyVersionRow
 from .batches import (
     DECRYPT_ITEM_SIZE,
     DECRYPT_STATUS,
     ENCRYPT_ITEM_SIZE,
     ENCRYPT_STATUS,
-    check_contexts,
+    check_context,
     check_fits,
     read_column,
+    read_contexts,
     repeat_u32,
     status_column,
 )
@@ -69,6 +70,9 @@ INLINE: Final = frozenset({"encrypt", "decrypt", "encrypt_batch", "decrypt_batch
 SHRINKAGE_SIZE: Final = SUITE_AES_GCM.overhead_size
 """Bytes an envelope loses at least when it is opened."""
 
+INLINE_ITEMS_MAX: Final = 1024
+"""Items of a batch that are looked through in one go: about two milliseconds."""
+
 FROM_MEMORY: Final = frozenset(
     {
         "get_public_key",
@@ -93,6 +97,7 @@ class CryptographyService:
         hsm_keys: Finds token objects.
         random_token: The token whose randomness is mixed in, or None.
         signers: Threads that sign and verify.
+        turns: Shares the event loop.
     """
 
     def __init__(
@@ -104,6 +109,7 @@ class CryptographyService:
         hsm_keys: HsmKeys,
         random_token: str | None,
         signers: FairThreads,
+        turns: Turns,
     ) -> None:
         self._catalog = catalog
         self._materials = materials
@@ -112,14 +118,15 @@ class CryptographyService:
         self._hsm_keys = hsm_keys
         self._random_token = random_token
         self._signers = signers
+        self._turns = turns
 
     def runs_inline(self, call: Call) -> bool:
-        """Whether this call waits for nothing: a symmetric operation on a software key, or a look
-        into memory.
+        """Whether this call waits for nothing: a short symmetric operation on a software key, or a
+        look into memory.
         """
         if call.operation.name in FROM_MEMORY:
             return True
-        if call.operation.name not in INLINE:
+        if call.operation.name not in INLINE or _is_long(call):
             return False
         reference = call.arguments[0]
         if reference is None:
@@ -197,7 +204,7 @@ class CryptographyService:
         """A column of plaintexts into a column of envelopes, a status an item."""
         used = self._in_use(self._catalog.find_key(key), key.version)
         check_fits(plaintexts, used.suite.overhead_size, ENCRYPT_ITEM_SIZE)
-        items = check_contexts(context, contexts, column_count(plaintexts))
+        items = await self._contexts(call, context, contexts, column_count(plaintexts))
         try:
             column, statuses = await self._ciphers[used.row.protection].encrypt(
                 used, items, plaintexts, call.deadline, tenant=call.principal.access_point_id
@@ -225,21 +232,21 @@ class CryptographyService:
         versions of the same key are done version by version.
         """
         items = read_column(ciphertexts, "ciphertexts")
-        chosen = check_contexts(context, contexts, len(items))
+        chosen = await self._contexts(call, context, contexts, len(items))
         row = self._catalog.find_key(key or _first_named(items))
         check_fits(ciphertexts, -SHRINKAGE_SIZE, DECRYPT_ITEM_SIZE)
-        groups = _versions(items, row.key_id)
+        groups = await self._versions(call, items, row.key_id)
+        # An item can name any of 2^32 versions: only those that exist are worth a look.
+        there = groups.keys() & self._catalog.versions.get(row.key_id, {}).keys()
         if key is not None and key.version is not None:
-            groups = {key.version: groups.get(key.version, [])}
-        if len(groups) == 1:
-            ((version, indexes),) = groups.items()
-            if version and len(indexes) == len(items):
+            there &= {key.version}
+        for version in there:
+            if len(groups[version]) == len(items):
                 return await self._open_alike(call, row, version, chosen, ciphertexts)
         outputs: list[bytes] = [b""] * len(items)
         statuses = [1] * len(items)
         versions = [0] * len(items)
-        # An item can name any of 2^32 versions: only those that exist are worth a look.
-        for version in groups.keys() & self._catalog.versions.get(row.key_id, {}).keys():
+        for version in there:
             used, indexes = self._in_use(row, version), groups[version]
             some = chosen if len(chosen) == 1 else [chosen[index] for index in indexes]
             column, found = await self._open(
@@ -253,6 +260,28 @@ class CryptographyService:
             row.key_id,
             pack_u32_column(versions),
         ]
+
+    async def _contexts(
+        self, call: Call, context: bytes, contexts: bytes | None, count: int
+    ) -> list[bytes]:
+        """The contexts of a batch, checked; many of them in turns with other access points."""
+        items = read_contexts(context, contexts, count)
+        if contexts is not None:
+            await self._turns.each(call.principal.access_point_id, set(items), check_context)
+        return items
+
+    async def _versions(
+        self, call: Call, items: list[bytes], key_id: bytes
+    ) -> dict[int, list[int]]:
+        """Indexes of items by the version of the key they name; 0 for those of no version."""
+        sorting = _Sorting(key_id)
+        if _is_long(call):
+            tenant = call.principal.access_point_id
+            await self._turns.each(tenant, enumerate(items), sorting.add)
+        else:
+            for indexed in enumerate(items):
+                sorting.add(indexed)
+        return sorting.groups
 
     async def _open_alike(
         self, call: Call, row: KeyRow, version: int, contexts: list[bytes], envelopes: bytes
@@ -412,16 +441,29 @@ def _header_of(start: bytes) -> Header | None:
         return None
 
 
-def _versions(items: list[bytes], key_id: bytes) -> dict[int, list[int]]:
-    """Indexes of items by the version of the key they name; 0 for those of no version."""
-    groups: dict[int, list[int]] = {}
-    known: dict[bytes, int] = {}
-    for index, item in enumerate(items):
+def _is_long(call: Call) -> bool:
+    """Whether a batch is so long that it must not be looked through in one go."""
+    if not call.operation.name.endswith("_batch"):
+        return False
+    contexts, items = call.arguments[2:]
+    return contexts is not None or column_count(items) > INLINE_ITEMS_MAX
+
+
+class _Sorting:
+    """Sorts items of a batch by the version of one key that they name; 0: by none."""
+
+    def __init__(self, key_id: bytes) -> None:
+        self._key_id = key_id
+        self._known: dict[bytes, int] = {}
+        self.groups: dict[int, list[int]] = {}
+
+    def add(self, indexed: tuple[int, bytes]) -> None:
+        """Sort one item, with its index."""
+        index, item = indexed
         start = item[:HEADER_SIZE]
-        version = known.get(start)
+        version = self._known.get(start)
         if version is None:
             header = _header_of(start)
-            version = header.key_version if header and header.key_id == key_id else 0
-            known[start] = version
-        groups.setdefault(version, []).append(index)
-    return groups
+            version = header.key_version if header and header.key_id == self._key_id else 0
+            self._known[start] = version
+        self.groups.setdefault(version, []).append(index)
