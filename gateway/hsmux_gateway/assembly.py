@@ -23,7 +23,8 @@ from .errors import OperatorError
 from .fairness import FairBudget, FairThreads, Turns
 from .foundation import Foundation, store_url
 from .hsm.token import TokenStatistics
-from .keys.cipher import HardwareCipher, SoftwareCipher
+from .keys.batch_service import BatchService
+from .keys.cipher import Cipher, HardwareCipher, SoftwareCipher
 from .keys.counters import USES_ROTATE, UseCounters
 from .keys.cryptography_service import CryptographyService
 from .keys.hsm_keys import HsmKeys
@@ -111,9 +112,21 @@ class Gateway:
     def make_listener(self) -> Listener:
         """The listener over an engine with all services; the catalogue must have been read."""
         config = self.base.config
-        cryptography = self._make_cryptography()
+        software = SoftwareCipher(self.materials)
+        hardware = HardwareCipher(self._hsm_keys, self._counters)
+        cryptography = CryptographyService(
+            self.catalog,
+            self.materials,
+            software,
+            hardware,
+            self._hsm_keys,
+            self._token_name,
+            self._threads(SIGNERS_MAX),
+        )
+        ciphers: dict[str, Cipher] = {"software": software, "hardware": hardware}
+        batches = BatchService(self.catalog, ciphers, self.turns)
         facts = ConnectionFacts(
-            engine=self._make_engine(cryptography),
+            engine=self._make_engine(cryptography, batches),
             authenticate=self._identities.authenticate,
             stands=self._identities.stands,
             runs_inline=cryptography.runs_inline,
@@ -132,19 +145,7 @@ class Gateway:
     def _threads(self, threads_max: int) -> FairThreads:
         return FairThreads(threads_max, self._threads_queue)
 
-    def _make_cryptography(self) -> CryptographyService:
-        return CryptographyService(
-            self.catalog,
-            self.materials,
-            SoftwareCipher(self.materials),
-            HardwareCipher(self._hsm_keys, self._counters),
-            self._hsm_keys,
-            self._token_name,
-            self._threads(SIGNERS_MAX),
-            self.turns,
-        )
-
-    def _make_engine(self, cryptography: CryptographyService) -> Engine:
+    def _make_engine(self, *services: object) -> Engine:
         config, base = self.base.config, self.base
         administration = AdministrationService(
             self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX)
@@ -158,7 +159,7 @@ class Gateway:
             self.warnings,
         )
         return Engine(
-            collect_handlers(cryptography, self._lifecycle, administration, status),
+            collect_handlers(*services, self._lifecycle, administration, status),
             identities=self._identities,
             memory=self.effects,
             recorder=self.recorder,

@@ -23,7 +23,9 @@ from hsmux_protocol.errors import (
 )
 from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import ITEM_SIZE_MAX
+from hsmux_protocol.references import format_key_id
 
+from ..catalog import Catalog
 from ..store.rows import KeyRow, KeyVersionRow
 from .batches import context_column, read_column
 from .counters import UseCounters
@@ -36,6 +38,7 @@ __all__ = [
     "KeyInUse",
     "SoftwareCipher",
     "invalid_ciphertext",
+    "key_in_use",
     "only_output",
 ]
 
@@ -67,6 +70,18 @@ class KeyInUse:
         self.version = version
         self.suite = suite
         self.header = make_header(suite, row.key_id, version.version)
+
+
+def key_in_use(catalog: Catalog, row: KeyRow, number: int | None) -> KeyInUse:
+    """A version of a key for encryption or decryption; None means the newest.
+
+    Raises:
+        WrongState: The key is not for that, or its or the version's state does not allow it.
+        NotFound: There is no such version.
+    """
+    if row.usage != "ENCRYPT_DECRYPT":
+        raise WrongState(f"{format_key_id(row.key_id)} is for {row.usage}")
+    return KeyInUse(row, catalog.usable_version(row, number))
 
 
 class Cipher(Protocol):
