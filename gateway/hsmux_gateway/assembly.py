@@ -91,7 +91,7 @@ class Gateway:
         self.stopping = False
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
-        self._identities = Identities(self.catalog, config.store.stale_s)
+        self._identities = Identities(self.catalog, config.store.stale_s, self.effects.refresh)
         self._counters = UseCounters(self._lease_uses)
         self._threads_queue = FairBudget(THREAD_QUEUE_MAX)
         self._token_name = config.root.token or next(iter(config.hsm), None)

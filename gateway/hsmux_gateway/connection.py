@@ -31,7 +31,7 @@ connection ends when nothing is open then.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -104,7 +104,7 @@ class ConnectionFacts:
     """
 
     engine: Engine
-    authenticate: Callable[[bytes], Principal]
+    authenticate: Callable[[bytes], Awaitable[Principal]]
     stands: Callable[[Principal], bool]
     runs_inline: Callable[[Call], bool]
     new_reference: Callable[[], str]
@@ -260,7 +260,8 @@ class Connection:
         try:
             if VERSION not in hello.versions:
                 raise ProtocolError(f"this gateway speaks version {VERSION} only")
-            self._principal = self._facts.authenticate(self._tls.peer_certificate)
+            with trio.fail_after(self._facts.limits.handshake_timeout_s):
+                self._principal = await self._facts.authenticate(self._tls.peer_certificate)
         except HsmuxError as error:
             await self._refuse(error)
             raise TlsClosed(f"refused: {error.text}") from None

@@ -83,6 +83,7 @@ def connect(address: str, context: ssl.SSLContext) -> Iterator[RawClient]:
         socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as tls,
     ):
+        tls.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client = RawClient(tls)
         client.hello()
         yield client

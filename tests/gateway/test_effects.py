@@ -275,7 +275,10 @@ async def test_what_is_known_holds_for_a_while_only(parts: Parts, backend: Fault
             transaction.insert(key)
 
         await parts.effects.write(add)
-        identities, call = Identities(parts.catalog, 5.0), make_call("show_status")
+        identities, call = (
+            Identities(parts.catalog, 5.0, parts.effects.refresh),
+            make_call("show_status"),
+        )
         assert identities.facts(call).client_key_enabled
         backend.reading = _away
         with pytest.raises(Unavailable):

@@ -1,6 +1,5 @@
 """Every operation over real TLS, against a gateway process with a software root."""
 
-import hashlib
 import itertools
 
 import pytest
@@ -18,7 +17,7 @@ from hsmux_protocol.columns import (
 )
 from hsmux_protocol.context import encode_context
 from hsmux_protocol.envelope import SUITE_XAES_256_GCM, make_header
-from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS
+from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import FRAME_SIZE_MAX, ITEM_SIZE_MAX
 from hsmux_protocol.records import KeyRecord
 from hsmux_protocol.references import format_key_id
@@ -170,28 +169,6 @@ def test_malformed_columns_and_contexts_are_refused(client: RawClient) -> None:
         client.call("encrypt_batch", name, {"a": "b"}, pack_column([b"\x80"] * 2), column)
     with pytest.raises(errors.InvalidArgument, match="no item"):
         client.call("decrypt_batch", None, {}, None, column)
-
-
-@pytest.mark.parametrize("spec", ["EC_P256", "EC_P384", "RSA_2048"])
-def test_signatures_verify_here_and_with_the_public_key(client: RawClient, spec: str) -> None:
-    key = make_key(client, spec)
-    name = format_key_id(key.key_id)
-    der = client.call("get_public_key", name)[0]
-    public_key = serialization.load_der_public_key(der)
-    for algorithm in ALGORITHMS.values():
-        if algorithm.family != KEY_SPECS[spec].family:
-            with pytest.raises(errors.InvalidArgument, match="signs with"):
-                client.call("sign", name, algorithm.name, False, b"message")
-            continue
-        signature = client.call("sign", name, algorithm.name, False, b"message")[0]
-        digest = hashlib.new(algorithm.hash_name, b"message").digest()
-        client.call("verify", name, algorithm.name, True, digest, signature)
-        for message, bad in ((b"massage", signature), (b"message", signature[:-1] + b"\0\0")):
-            with pytest.raises(errors.InvalidSignature):
-                client.call("verify", name, algorithm.name, False, message, bad)
-        if isinstance(public_key, ec.EllipticCurvePublicKey) and not algorithm.raw:
-            hashed = getattr(hashes, algorithm.hash_name.upper())()
-            public_key.verify(signature, b"message", ec.ECDSA(hashed))
 
 
 def test_a_digest_of_another_size_is_refused(client: RawClient) -> None:

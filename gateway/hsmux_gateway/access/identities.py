@@ -8,6 +8,7 @@ again at every call, from memory.
 
 import hashlib
 import time
+from collections.abc import Awaitable, Callable
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -36,19 +37,29 @@ class Identities:
     Args:
         catalog: Access points and client keys.
         stale_s: Seconds that what is in memory holds while the store is away.
+        refresh: Brings the catalogue up to date.
     """
 
-    def __init__(self, catalog: Catalog, stale_s: float) -> None:
+    def __init__(
+        self, catalog: Catalog, stale_s: float, refresh: Callable[[], Awaitable[None]]
+    ) -> None:
         self._catalog = catalog
         self._stale_s = stale_s
+        self._refresh = refresh
 
-    def authenticate(self, certificate: bytes) -> Principal:
+    async def authenticate(self, certificate: bytes) -> Principal:
         """The principal of a certificate (DER) that TLS accepted.
+
+        The CA has signed it, so a key that is not known was issued by another gateway just now,
+        or never came to be: the store is asked before it is refused.
 
         Raises:
             Unauthenticated: Its key is not an enabled client key; never says why.
+            Unavailable: The store would have to be asked and is away.
         """
         digest = spki_sha256(x509.load_der_x509_certificate(certificate))
+        if digest not in self._catalog.client_keys_by_spki:
+            await self._refresh()
         client_key_id = self._catalog.client_keys_by_spki.get(digest, b"")
         client_key = self._catalog.client_keys.get(client_key_id)
         if client_key is not None:
