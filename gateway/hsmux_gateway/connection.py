@@ -51,7 +51,18 @@ from hsmux_protocol.errors import (
     RemoteProtocolError,
     Unauthenticated,
 )
-from hsmux_protocol.frames import Cancel, Frame, Goaway, Hello, Ping, Pong, Request, Result, Welcome
+from hsmux_protocol.frames import (
+    Cancel,
+    Error,
+    Frame,
+    Goaway,
+    Hello,
+    Ping,
+    Pong,
+    Request,
+    Result,
+    Welcome,
+)
 from hsmux_protocol.limits import REQUESTS_IN_FLIGHT_MAX
 
 from .answers import Answers
@@ -59,7 +70,7 @@ from .audit.recorder import RecordError
 from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Principal
 from .config import Limits
-from .engine import Engine
+from .engine import Engine, NotRecorded
 from .fairness import SLICE_NS, FairBudget, Turns
 from .requests import Asked, error_frame, read_request
 from .tls import TlsClosed, TlsStream
@@ -406,7 +417,7 @@ class Connection:
             refusal = Busy("the gateway holds too much data", retry_after_ms=RETRY_AFTER_MS)
             asked, is_inline = asked._replace(refusal=asked.refusal or refusal), True
         if is_inline:
-            self._put_answer(await self._do(request.id, asked, waits=False))
+            self._put_answer(*await self._do(request.id, asked, waits=False))
             return
         self._buffers.begin(asked.size)
         self._scopes[request.id] = trio.CancelScope()
@@ -419,14 +430,14 @@ class Connection:
         call = asked.call
         scope = self._scopes[request_id]
         scope.deadline = trio.current_time() + call.deadline - time.monotonic()
-        answer: Frame | None = None
+        answer, is_recorded = None, True
         with scope:
-            answer = await self._do(request_id, asked, waits=True)
+            answer, is_recorded = await self._do(request_id, asked, waits=True)
         if answer is None:
             error = self._cancellation(request_id)
             error.reference = call.reference
             answer = error_frame(request_id, error)
-        self._put_answer(answer)
+        self._put_answer(answer, is_recorded)
         self._buffers.end(asked.size)
         self._cancelled.discard(request_id)
         del self._scopes[request_id]
@@ -442,32 +453,37 @@ class Connection:
             return Cancelled("cancelled by the caller")
         return DeadlineExceeded("the time for this request ran out")
 
-    async def _do(self, request_id: int, asked: Asked, *, waits: bool) -> Frame:
+    async def _do(
+        self, request_id: int, asked: Asked, *, waits: bool
+    ) -> tuple[Result | Error, bool]:
+        """The answer to a request, and whether there is a record of it."""
         try:
             call, refusal = asked.call, asked.refusal
             values = await self._facts.engine.call(call, refusal=refusal, waits=waits)
-            return Result(request_id, values)
-        except Unauthenticated as error:
-            self._unauthenticated = True
-            return error_frame(request_id, error)
+            return Result(request_id, values), True
+        except NotRecorded as error:
+            return error_frame(request_id, error), False
         except HsmuxError as error:
-            return error_frame(request_id, error)
+            self._unauthenticated |= isinstance(error, Unauthenticated)
+            return error_frame(request_id, error), True
 
     def _put(self, frame: Frame) -> None:
         """Queue a frame that answers no request; it leaves at the next flush."""
         self._answers.put(self._protocol.send(frame))
 
-    def _put_answer(self, frame: Frame) -> None:
+    def _put_answer(self, frame: Result | Error, is_recorded: bool) -> None:
         """Queue the one answer to a request."""
         try:
             data = self._protocol.send(frame)
         except LocalProtocolError as error:
-            assert isinstance(frame, Result)
             reference = self._facts.new_reference()
             log.critical("an answer does not fit a frame", reference=reference, error=str(error))
             failure = InternalError("the answer does not fit a frame", reference=reference)
             data = self._protocol.send(error_frame(frame.id, failure))
-        self._answers.put_recorded(data)
+        if is_recorded:
+            self._answers.put_recorded(data)
+        else:
+            self._answers.put(data)
 
     # Ending
 

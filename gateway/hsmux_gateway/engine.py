@@ -55,7 +55,15 @@ from .call import Call
 from .fairness import FairBudget
 from .metrics import Metrics
 
-__all__ = ["Engine", "Handler", "Identities", "Memory", "arguments_hash", "collect_handlers"]
+__all__ = [
+    "Engine",
+    "Handler",
+    "Identities",
+    "Memory",
+    "NotRecorded",
+    "arguments_hash",
+    "collect_handlers",
+]
 
 log = structlog.get_logger("hsmux.engine")
 
@@ -63,6 +71,10 @@ Handler = Callable[..., Awaitable[list[Any]]]
 
 RETRY_AFTER_MS: Final = 100
 """What a caller is told to wait when the gateway as a whole is full."""
+
+
+class NotRecorded(Unavailable):
+    """Nothing can be recorded, so nothing was done; of this answer alone there is no record."""
 
 
 class Identities(Protocol):
@@ -171,11 +183,12 @@ class Engine:
             The result values, encodable, in the order of the operation table.
 
         Raises:
+            NotRecorded: It was not even looked at.
             HsmuxError: It was refused or failed; its reference is the call's.
         """
         started = time.perf_counter_ns()
         if self.recorder.failing and not self.recorder.ready():
-            raise Unavailable(
+            raise NotRecorded(
                 "requests cannot be recorded",
                 reference=call.reference,
                 retry_after_ms=RETRY_AFTER_MS,

@@ -3,8 +3,6 @@
 import socket
 import ssl
 import struct
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -251,23 +249,6 @@ def test_the_gateway_says_goaway_and_answers_what_is_open(own_config: Path) -> N
             assert isinstance(frames[2], Result) and frames[2].id == open_id
             assert _read_to_end(raw.tls) == b""
         assert running.process.wait(TIMEOUT_S) == 0
-
-
-def test_health_answers(gateway: Running, client: RawClient) -> None:
-    client.call("generate_random", 8)
-
-    def get(path: str) -> str:
-        with urllib.request.urlopen(f"http://{gateway.health}{path}", timeout=TIMEOUT_S) as answer:
-            text: str = answer.read().decode()
-            return text
-
-    assert get("/healthz") == "ok\n"
-    assert get("/readyz") == "ready\n"
-    metrics = get("/metrics")
-    assert 'hsmux_calls_total{operation="generate_random",outcome="done"}' in metrics
-    assert "administrator" not in metrics
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        get("/other")
 
 
 def test_one_log_line_a_request_and_no_secret_in_it(gateway: Running, client: RawClient) -> None:

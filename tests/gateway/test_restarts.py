@@ -9,7 +9,7 @@ import pytest
 
 from hsmux_protocol import errors
 from tests.gateway.raw_client import client_context, connect
-from tests.gateway.running import PROGRAM, running_gateway
+from tests.gateway.running import running_gateway
 
 
 def test_keys_made_before_a_restart_decrypt_after_it(own_config: Path) -> None:
@@ -34,15 +34,15 @@ def test_keys_made_before_a_restart_decrypt_after_it(own_config: Path) -> None:
                 client.call("create_key", *key)
 
 
-def test_a_second_gateway_on_the_same_directory_is_refused(
-    own_config: Path, tmp_path: Path
-) -> None:
+def test_a_second_gateway_on_the_same_directory_is_refused(own_config: Path) -> None:
     with running_gateway(own_config) as running:
-        command = [sys.executable, "-c", PROGRAM, str(own_config), str(tmp_path / "second.log")]
-        second = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        assert second.returncode != 0
-        assert "belongs to a running gateway" in second.stderr
-        assert str(running.process.pid) in second.stderr
+        for verb in ("serve", "init"):
+            command = [Path(sys.executable).parent / "hsmux", verb, "--config", own_config]
+            second = subprocess.run(command, capture_output=True, text=True, timeout=30)
+            assert second.returncode == 8
+            assert "belongs to a running gateway" in second.stderr
+            assert str(running.process.pid) in second.stderr
+            assert "Traceback" not in second.stderr
 
 
 def test_another_root_file_does_not_open_the_store(own_config: Path, tmp_path: Path) -> None:
