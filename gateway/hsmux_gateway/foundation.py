@@ -1,15 +1,20 @@
 """What `init` and `serve` both stand on: instance directory, key memory, store and tokens.
 
-They are opened in this order and closed in the other. Here is also the border to the operator:
-whatever the store or a token raises while the gateway starts becomes an `OperatorError`.
+They are opened in this order and closed in the other, in a process that leaves no core file and
+lets no debugger in: what `cryptography` and Python hold of keys lies in ordinary memory. Here is
+also the border to the operator: whatever the store or a token raises while the gateway starts
+becomes an `OperatorError`.
 """
 
+import ctypes
 import os
+import resource
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -25,6 +30,9 @@ from .instance import Instance
 from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 
 __all__ = ["Foundation", "open_foundation", "operator_border", "store_url", "token_settings"]
+
+
+PR_SET_DUMPABLE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,13 @@ def token_settings(name: str, hsm: Hsm) -> TokenSettings:
         workers=hsm.workers,
         queue_items_max=hsm.queue_items_max,
     )
+
+
+def _close_memory() -> None:
+    """No core file and no debugger, where the system knows how."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _create_store(url: str) -> Store:
@@ -129,6 +144,7 @@ async def open_foundation(config: Config, *, create: bool) -> AsyncIterator[Foun
     Raises:
         OperatorError, StoreError, TokenError: It cannot be opened; see `operator_border`.
     """
+    _close_memory()
     with Instance(Path(config.instance_dir)) as instance:
         arena = _make_arena(config)
         make = _create_store if create else Store.open

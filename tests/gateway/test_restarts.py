@@ -70,3 +70,21 @@ def test_a_root_file_that_others_can_read_is_refused(own_config: Path, tmp_path:
 def test_serving_without_init_says_so(own_config: Path) -> None:
     with pytest.raises(RuntimeError, match="hsmux init"), running_gateway(own_config, init=False):
         pass
+
+
+PROTECTED = """
+import ctypes, resource, sys, trio
+from pathlib import Path
+from hsmux_gateway.config import load_config
+from hsmux_gateway.daemon import run_init
+
+trio.run(run_init, load_config(Path(sys.argv[1])))
+PR_GET_DUMPABLE = 3
+print(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))
+"""
+
+
+def test_no_core_file_is_left_and_no_debugger_let_in(own_config: Path) -> None:
+    command = [sys.executable, "-c", PROTECTED, str(own_config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "0 (0, 0)\n"
