@@ -1,5 +1,6 @@
 """The parts of a running gateway, put together: what each is given, and nothing of what it does."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -187,6 +188,10 @@ class Gateway:
         return await self.effects.write(
             lambda transaction: transaction.lease_counter(key_id, version, amount)
         )
+
+    async def forget_idle_keys(self) -> None:
+        """Drop private keys that nobody has used for a while."""
+        self.materials.forget_idle(time.monotonic())
 
     # What an operator sees
 

@@ -42,6 +42,9 @@ SURVEY_INTERVAL_S: Final = 3600.0
 FORGET_INTERVAL_S: Final = 3600.0
 """Seconds between looks for idempotency tokens that are over."""
 
+IDLE_KEYS_INTERVAL_S: Final = 5.0
+"""Seconds between looks for private keys that nobody uses any more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -151,6 +154,7 @@ async def _run(gateway: Gateway, stop: _Stop, ready: Callable[[Addresses], None]
             nursery.start_soon(_repeat, RECONCILE_INTERVAL_S, gateway.reconciliation.reconcile)
             nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
+            nursery.start_soon(_repeat, IDLE_KEYS_INTERVAL_S, gateway.forget_idle_keys)
             for socket in health:
                 nursery.start_soon(HealthServer(gateway.not_ready, gateway.metrics).serve, socket)
             await nursery.start(listener.hold_connections)

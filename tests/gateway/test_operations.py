@@ -280,6 +280,25 @@ def test_a_request_is_certified_and_only_its_key_is_taken_over(client: RawClient
         client.call("create_client_key", point.name, _request(key), 30)
 
 
+def test_names_of_any_language_are_certified(client: RawClient) -> None:
+    name = "приложение-" * 5
+    (point,) = client.call("create_access_point", name, "")
+    der = client.call("create_client_key", name, None, 30)[1]
+    shown = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    assert name.startswith(str(shown[0].value))
+    assert len(str(shown[0].value).encode()) in (63, 64)
+    assert point.name == name
+
+
+def test_a_character_that_no_database_holds_is_refused(client: RawClient) -> None:
+    aes = ("AES_256", "ENCRYPT_DECRYPT", "software", None, None)
+    for description, tags in (("a\0", {}), ("", {"a\0": ""}), ("", {"a": "\0"})):
+        with pytest.raises(errors.InvalidArgument, match=r"U\+0000"):
+            client.call("create_key", *aes, description, tags)
+    with pytest.raises(errors.InvalidArgument, match=r"description: .*U\+0000"):
+        client.call("create_access_point", "x", "\0")
+
+
 def test_weak_and_broken_requests_are_refused(client: RawClient) -> None:
     (point,) = client.call("create_access_point", f"weak-{next(_aliases)}", "")
     good = _request(ec.generate_private_key(ec.SECP256R1()))

@@ -80,7 +80,8 @@ from hsmux_gateway.daemon import run_init
 
 trio.run(run_init, load_config(Path(sys.argv[1])))
 PR_GET_DUMPABLE = 3
-print(ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE))
+is_dumpable = ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+print(is_dumpable, resource.getrlimit(resource.RLIMIT_CORE))
 """
 
 
