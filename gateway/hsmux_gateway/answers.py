@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from .audit.recorder import Recorder
-from .tls import TlsStream
+from .tls import TlsClosed, TlsStream
 
 __all__ = ["Answers"]
 
@@ -42,6 +42,7 @@ class Answers:
         self._queue: list[bytes] = []
         self._record = 0
         self._flushing = False
+        self._is_torn = False
         self._moved = trio.Event()
         self.size = 0
 
@@ -64,12 +65,14 @@ class Answers:
 
         Raises:
             RecordError: A record could not be written; nothing was sent.
-            TlsClosed: The connection broke.
+            TlsClosed: The connection broke, or broke at an earlier flush.
             trio.TooSlowError: The peer does not read.
         """
         if self._flushing:
             return
-        self._flushing = True
+        if self._is_torn:
+            raise TlsClosed("an earlier answer was cut off")
+        self._flushing = self._is_torn = True
         try:
             while self._queue:
                 data = b"".join(self._queue)
@@ -78,6 +81,7 @@ class Answers:
                     self._recorder.flush()
                 for start in range(0, len(data), PIECE_SIZE):
                     await self._send(data[start : start + PIECE_SIZE])
+            self._is_torn = False
         finally:
             self._flushing = False
 

@@ -54,6 +54,9 @@ ISSUERS_MAX: Final = 2
 THREAD_QUEUE_MAX: Final = 4096
 """Requests that wait for one of these threads, all together; more are Busy."""
 
+DESCRIPTORS_PER_WORKER: Final = 4
+"""A socket, a page, a pipe, and one more while it is being replaced."""
+
 WORN_SHOWN_MAX: Final = 8
 """Worn keys that are named at once."""
 
@@ -137,7 +140,10 @@ class Gateway:
             buffers=FairBudget(config.limits.large_buffer_bytes_max),
             turns=self.turns,
         )
-        possible = connections_possible(config.limits.connections_max)
+        workers = sum(hsm.workers for hsm in config.hsm.values())
+        possible = connections_possible(
+            config.limits.connections_max, workers * DESCRIPTORS_PER_WORKER
+        )
         listener = Listener(self._tls_context(), facts, possible)
         self.catalog.on_identity_change(listener.recheck)
         self._show(listener, facts)

@@ -136,6 +136,7 @@ class Connection:
 
     Attributes:
         draining: Whether GOAWAY was said or will be.
+        was_welcomed: Whether the peer has said who it is.
     """
 
     def __init__(
@@ -165,6 +166,7 @@ class Connection:
         self._unauthenticated = False
         self._nothing_crosses = False
         self.draining = False
+        self.was_welcomed = False
 
     def __repr__(self) -> str:
         name, state = self._principal.access_point, self._protocol.state.value
@@ -186,14 +188,15 @@ class Connection:
             return False
         return not (self._protocol.open_ids or self._answers.size or self._protocol.buffered_size)
 
-    async def run(self) -> None:
-        """Serve the connection to its end; every reason to end is logged, none is raised."""
+    async def run(self) -> str:
+        """Serve the connection to its end; returns why it ended."""
         reason = "closed"
         try:
             with self._opening:
                 await self._open()
             if self._opening.cancelled_caught:
                 raise TlsClosed("cut off: the gateway is stopping, or too many are opening")
+            self.was_welcomed = True
             self._on_open(self)
             await self._serve_open()
         except* (TlsClosed, RecordError) as group:
@@ -204,7 +207,7 @@ class Connection:
             self._buffers.release()
             with self._closing:
                 await self._tls.close()
-            log.info("connection closed", peer=self._peer_address, reason=reason)
+        return reason
 
     async def _serve_open(self) -> None:
         try:

@@ -8,13 +8,16 @@ store, the tokens and the audit file keep `DESCRIPTORS_RESERVED` of them. More a
 Peers that have not said who they are get at most one in `OPENING_SHARE` of these places: when
 more come, the one that has been opening longest makes room. Who is quick, as a client with a
 client key is, gets in beside any number of those who only connect.
+
+What becomes of them is logged a line each `REPORT_INTERVAL_S`, source and reason, not a line each:
+nobody unknown can fill a disk with log lines.
 """
 
 import errno
 import resource
 import socket
 import ssl
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Final
 
@@ -42,8 +45,14 @@ ACCEPT_PAUSE_S: Final = 0.1
 BACKLOG: Final = 1024
 """Connections the kernel keeps until they are accepted."""
 
-DESCRIPTORS_RESERVED: Final = 48
-"""Descriptors that are never connections: store, audit, workers, listening sockets, health."""
+DESCRIPTORS_RESERVED: Final = 64
+"""Descriptors that are never connections: store, audit, listening sockets, health."""
+
+REPORT_INTERVAL_S: Final = 10.0
+"""Seconds between reports of connections that were never welcomed."""
+
+REPORT_LINES_MAX: Final = 32
+"""Sources and reasons of one report; what is beyond is counted together."""
 
 OPENING_SHARE: Final = 4
 """One in so many places is for peers that have not said who they are."""
@@ -51,16 +60,27 @@ OPENING_SHARE: Final = 4
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
-def connections_possible(wanted: int) -> int:
-    """How many connections the process can have, after raising its limit of descriptors."""
+def connections_possible(wanted: int, others: int = 0) -> int:
+    """How many connections the process can have, after raising its limit of descriptors.
+
+    Args:
+        wanted: As configured.
+        others: Descriptors that workers need.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + DESCRIPTORS_RESERVED
+    reserved = DESCRIPTORS_RESERVED + others
+    needed = wanted + reserved
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY:
         return wanted
-    return max(1, min(wanted, soft - DESCRIPTORS_RESERVED))
+    possible = max(1, min(wanted, soft - reserved))
+    if possible < wanted:
+        log.warning(
+            "fewer connections than configured", possible=possible, wanted=wanted, descriptors=soft
+        )
+    return possible
 
 
 def open_sockets(addresses: Sequence[str]) -> list[trio.socket.SocketType]:
@@ -128,6 +148,7 @@ class Listener:
         self._connections_max = connections_max
         self._opening_max = max(1, connections_max // OPENING_SHARE)
         self._opening: OrderedDict[Connection, None] = OrderedDict()
+        self._never_welcomed: Counter[tuple[str, str]] = Counter()
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._nursery: trio.Nursery | None = None
         self._left = trio.Event()
@@ -141,10 +162,15 @@ class Listener:
         self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Own the connections' tasks until cancelled; start it before `serve`."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                while True:
+                    await trio.sleep(REPORT_INTERVAL_S)
+                    self._report()
+        finally:
+            self._report()
 
     async def serve(self, sockets: Sequence[trio.socket.SocketType]) -> None:
         """Accept until cancelled, then close the listening sockets; connections go on elsewhere."""
@@ -188,10 +214,12 @@ class Listener:
             accepted.close()
             return
         tls = TlsStream(accepted, self._context, self._buffer)
-        connection = Connection(tls, f"{address[0]}:{address[1]}", self._facts, self._opened)
+        host, port = str(address[0]), address[1]
+        peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        connection = Connection(tls, peer, self._facts, self._opened)
         self.connections.add(connection)
         self._opening[connection] = None
-        self._nursery.start_soon(self._serve_one, connection)
+        self._nursery.start_soon(self._serve_one, connection, host, peer)
 
     def _make_room(self) -> bool:
         """Whether there is room for one more; the slowest of those that are opening makes it."""
@@ -208,12 +236,28 @@ class Listener:
     def _opened(self, connection: Connection) -> None:
         self._opening.pop(connection, None)
 
-    async def _serve_one(self, connection: Connection) -> None:
+    async def _serve_one(self, connection: Connection, host: str, peer: str) -> None:
         try:
-            await connection.run()
+            reason = await connection.run()
+            if connection.was_welcomed:
+                log.info("connection closed", peer=peer, reason=reason)
+            else:
+                self._note(host, reason)
         except Exception as error:
-            log.exception("a connection failed", error=type(error).__name__)
+            log.exception("a connection failed", peer=peer, error=type(error).__name__)
         finally:
             self._opening.pop(connection, None)
             self.connections.discard(connection)
             self._left.set()
+
+    def _note(self, host: str, reason: str) -> None:
+        """Count a connection that was never welcomed."""
+        name = (host, reason)
+        if name not in self._never_welcomed and len(self._never_welcomed) >= REPORT_LINES_MAX:
+            name = ("others", "")
+        self._never_welcomed[name] += 1
+
+    def _report(self) -> None:
+        for (host, reason), number in self._never_welcomed.items():
+            log.info("connections not welcomed", peer=host, reason=reason, number=number)
+        self._never_welcomed.clear()

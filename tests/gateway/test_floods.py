@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import re
 import resource
 import socket
@@ -252,7 +253,9 @@ def test_slow_peers_cost_the_others_nothing(
         dribbling = [stack.enter_context(connect(flooded.address, first)) for _ in range(count)]
         with connect(flooded.address, second) as other:
             for number in range(200):
-                dribbling[number % count].tls.sendall(b"\0")
+                # The beginning of a frame of 1,000 bytes, byte by byte.
+                byte = b"\0\0\x03\xe8\x96\x03"[number // count :][:1]
+                dribbling[number % count].tls.sendall(byte)
                 assert other.call("encrypt", "alias/key", {}, b"x")
         assert _rss(flooded) < (256 << 20) + count * (96 << 10)
 
@@ -295,6 +298,12 @@ def test_a_flood_of_connections_leaves_room_for_who_is_quick(tmp_path: Path, ca:
         for client in clients:
             client.tls.sendall(client.protocol.send(Ping(1)))
             assert client.receive() == Pong(1)
+        assert running.stop() == 0
+        # They are told of in a line or two, not in one each.
+        lines = running.log.read_text().splitlines()
+        told = [json.loads(line) for line in lines if "not welcomed" in line]
+        assert 1 <= len(told) <= 3
+        assert sum(line["number"] for line in told) >= 60
 
 
 def test_a_gateway_with_few_descriptors_keeps_some_for_itself(tmp_path: Path) -> None:
@@ -318,7 +327,7 @@ def test_a_gateway_with_few_descriptors_keeps_some_for_itself(tmp_path: Path) ->
                         {},
                     )
                     assert client.call("create_key", *key)
-            assert _metric(running, "hsmux_connections") <= 48
+            assert _metric(running, "hsmux_connections") <= 96 - 64
         with connect(running.address, context) as client:
             assert client.call("generate_random", 8)
         assert "Traceback" not in running.log.read_text()
