@@ -4,17 +4,10 @@ Every worker has one task here. It starts the process, asks `pin` whether anybod
 the worker to, and then turns its messages into events. Callers put a job in and wait for its
 answer; their own deadline ends the wait, not the job. All decisions come from `PoolState`; this
 module only acts on them, in one task at a time, so no lock is needed.
-
-Processes are started by the event loop's own thread: a worker asks the kernel to be killed when its
-parent thread ends, and a thread of a pool ends whenever it is idle.
 """
 
 import itertools
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +19,7 @@ from typing import Any, Final
 import structlog
 import trio
 
-from hsmux_native import Arena, adapter_path
+from hsmux_native import Arena
 from hsmux_native.pkcs11 import SecretPage
 from hsmux_protocol.columns import pack_column, unpack_column
 
@@ -43,11 +36,12 @@ from .errors import (
     TokenUnavailable,
     Unsupported,
 )
-from .messages import ITEMS_MAX, MessageError, MessageReader, encode_message
+from .messages import ITEMS_MAX, MessageError
 from .pin import PinMarks
 from .pool_state import Decision, Finish, Job, Kill, PoolState, Send, Start
 from .settings import TokenSettings
 from .token import BatchResult, FoundObject, HsmKey, TokenStatistics
+from .worker_process import WorkerProcess
 
 __all__ = ["PoolToken", "open_token"]
 
@@ -70,8 +64,8 @@ KILL_S: Final[dict[str, float]] = {
 """Seconds an operation may run before its worker is killed."""
 KILL_DEFAULT_S: Final = 5.0
 
-REAP_PAUSES_S: Final = tuple(0.002 * 1.4**step for step in range(14)) * 2
-"""Seconds between looks whether a worker has ended: half a second by itself, half killed."""
+END_PATIENCE_S: Final = 0.5
+"""Seconds a worker has to end by itself before it is killed."""
 
 KEY_SIZE: Final = 32
 """Bytes of the key that goes through a worker's page."""
@@ -144,16 +138,14 @@ class PoolToken:
         self._nursery = nursery
         self._marks = PinMarks(directory, settings.name)
         self._state = PoolState(settings.workers, settings.queue_items_max)
-        self._sockets: dict[int, trio.socket.SocketType] = {}
-        self._outgoing: dict[int, trio.MemorySendChannel[Job]] = {}
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._pages: dict[int, SecretPage] = {}
+        self._processes: dict[int, WorkerProcess] = {}
         self._waiting: dict[int, _Waiting] = {}
         self._page_lock = trio.Lock()
         self._page_hooks: dict[int, _PageHooks] = {}
         self._numbers = itertools.count(1)
         self._wake = trio.Event()
         self._first_outcome = trio.Event()
+        self._worker_ended = trio.Event()
         self._start_error: TokenError | None = None
         self._logins = 0
         self._failed_logins = 0
@@ -193,10 +185,11 @@ class PoolToken:
     async def stop(self) -> None:
         """End the workers: close their sockets, and kill what does not go."""
         self._perform(self._state.stop("the gateway stops"))
-        for connection in self._sockets.values():
-            connection.close()
-        for process in list(self._processes.values()):
-            await _reap(process)
+        for process in self._processes.values():
+            process.hang_up()
+        while self._processes:
+            self._worker_ended = trio.Event()
+            await self._worker_ended.wait()
 
     async def _tick(self) -> None:
         """Let the state know of time passing, when it has something to do then."""
@@ -211,10 +204,7 @@ class PoolToken:
     def _perform(self, decisions: list[Decision]) -> None:
         for decision in decisions:
             if isinstance(decision, Send):
-                hooks = self._page_hooks.get(decision.job.number)
-                if hooks is not None:
-                    hooks.before(self._pages[decision.worker])
-                self._outgoing[decision.worker].send_nowait(decision.job)
+                self._send(self._processes[decision.worker], decision.job)
             elif isinstance(decision, Finish):
                 self._settle(decision.job, error=_unfinished(decision.outcome))
             elif isinstance(decision, Start):
@@ -223,13 +213,16 @@ class PoolToken:
                 log.warning(
                     "killing a worker", token=self.name, worker=decision.worker, why=decision.reason
                 )
-                self._kill(decision.worker)
+                process = self._processes.get(decision.worker)
+                if process is not None:
+                    process.kill()
         self._wake.set()
 
-    def _kill(self, worker: int) -> None:
-        process = self._processes.get(worker)
-        if process is not None:
-            process.send_signal(signal.SIGKILL)
+    def _send(self, process: WorkerProcess, job: Job) -> None:
+        hooks = self._page_hooks.get(job.number)
+        if hooks is not None:
+            hooks.before(process.page)
+        process.post([job.number, job.operation, *job.arguments])
 
     def _settle(self, job: Job, *, value: Any = None, error: TokenError | None = None) -> None:
         waiting = self._waiting.pop(job.number, None)
@@ -242,31 +235,24 @@ class PoolToken:
     async def _run_worker(self, worker: int) -> None:
         """One worker from its process' start to its end."""
         await trio.to_thread.run_sync(self._restore_files)
-        ours, theirs = socket.socketpair()
-        page = self._pages[worker] = SecretPage()
-        process = self._processes[worker] = self._spawn(theirs, page)
-        theirs.close()
-        connection = trio.socket.from_stdlib_socket(ours)
-        self._sockets[worker] = connection
-        send, receive = trio.open_memory_channel[Job](64)
-        self._outgoing[worker] = send
+        process = WorkerProcess.start(self._settings, self._directory)
+        self._processes[worker] = process
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send_jobs, connection, receive)
-                await self._read_messages(worker, connection)
+                nursery.start_soon(process.send_posted)
+                while messages := await process.receive():
+                    for message in messages:
+                        await self._on_message(worker, process, message)
                 nursery.cancel_scope.cancel()
-        except* (OSError, MessageError, trio.ClosedResourceError) as group:
-            reason = str(group.exceptions[0])
-            log.warning("a worker's connection broke", token=self.name, error=reason)
+        except* MessageError as group:
+            log.error("a worker is not understood", token=self.name, error=str(group.exceptions[0]))
         finally:
-            connection.close()
+            process.hang_up()
             with trio.CancelScope(shield=True):
-                await _reap(process)
-            del self._sockets[worker], self._outgoing[worker], self._processes[worker]
-            self._pages.pop(worker).close()
-        log.warning(
-            "a worker ended", token=self.name, worker=worker, pid=process.pid, code=process.poll()
-        )
+                code = await process.reap(END_PATIENCE_S)
+            del self._processes[worker]
+            self._worker_ended.set()
+        log.warning("a worker ended", token=self.name, worker=worker, pid=process.pid, code=code)
         if self._start_error is None and not self._first_outcome.is_set():
             self._start_error = TokenUnavailable("its worker ended before it was ready")
         self._perform(self._state.died(worker, time.monotonic()))
@@ -278,63 +264,17 @@ class PoolToken:
             for name in softhsm.restore(environment, self._directory):
                 log.error("restored a token file that was cut short", token=self.name, file=name)
 
-    def _spawn(self, theirs: socket.socket, page: SecretPage) -> subprocess.Popen[bytes]:
-        settings = self._settings
-        faults = "HSMUX_ADAPTER_RULES" in settings.environment
-        environment = {
-            **os.environ,
-            **settings.environment,
-            "HSMUX_ADAPTER_MODULE": settings.module,
-        }
-        if settings.parameters:
-            environment["HSMUX_ADAPTER_PARAMETERS"] = settings.parameters
-        command = [
-            sys.executable,
-            "-m",
-            "hsmux_gateway.hsm.worker",
-            str(theirs.fileno()),
-            str(page.fd),
-            adapter_path(faults=faults),
-            settings.token_label,
-            str(settings.pin_path()),
-            str(self._directory / "login.lock"),
-        ]
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), page.fd),
-            env=environment,
-        )
+    async def _on_message(self, worker: int, process: WorkerProcess, message: list[Any]) -> None:
+        if isinstance(message[0], str):
+            await self._on_life(worker, process, message)
+        else:
+            self._on_answer(worker, message)
 
-    async def _send_jobs(
-        self, connection: trio.socket.SocketType, jobs: trio.MemoryReceiveChannel[Job]
-    ) -> None:
-        stream = trio.SocketStream(connection)
-        async for job in jobs:
-            try:
-                await stream.send_all(encode_message([job.number, job.operation, *job.arguments]))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-
-    async def _read_messages(self, worker: int, connection: trio.socket.SocketType) -> None:
-        reader = MessageReader()
-        while True:
-            data = await connection.recv(1 << 20)
-            if not data:
-                return
-            for message in reader.feed(data):
-                if isinstance(message[0], str):
-                    await self._on_life(worker, connection, message)
-                else:
-                    self._on_answer(worker, message)
-
-    async def _on_life(
-        self, worker: int, connection: trio.socket.SocketType, message: list[Any]
-    ) -> None:
+    async def _on_life(self, worker: int, process: WorkerProcess, message: list[Any]) -> None:
         """hello, ready, refused or failed."""
         kind = message[0]
         if kind == "hello":
-            await self._on_hello(connection, message[1])
+            await self._on_hello(process, message[1])
         elif kind == "ready":
             await self._on_ready(worker)
         elif kind == "refused":
@@ -344,7 +284,7 @@ class PoolToken:
             if not self._first_outcome.is_set():
                 self._start_error = TokenUnavailable(message[2])
 
-    async def _on_hello(self, connection: trio.socket.SocketType, facts: dict[str, Any]) -> None:
+    async def _on_hello(self, process: WorkerProcess, facts: dict[str, Any]) -> None:
         self.facts = facts
         begin = partial(
             self._marks.begin, facts["serial"], facts["flags"], self._settings.pin_path()
@@ -353,9 +293,9 @@ class PoolToken:
             await trio.to_thread.run_sync(begin)
         except PinRefused as error:
             self._refuse(str(error))
-            connection.close()
+            process.hang_up()
             return
-        await trio.SocketStream(connection).send_all(encode_message(["login", 0]))
+        process.post(["login", 0])
 
     async def _on_ready(self, worker: int) -> None:
         self._logins += 1
@@ -416,7 +356,7 @@ class PoolToken:
         if hooks is None:
             self._settle(job, value=value)
             return
-        page = self._pages[worker]
+        page = self._processes[worker].page
         try:
             self._settle(job, value=hooks.after(page, value))
         except TokenError as error:
@@ -637,16 +577,6 @@ class PoolToken:
                 return await self._do(job)
             finally:
                 del self._page_hooks[job.number]
-
-
-async def _reap(process: "subprocess.Popen[bytes]") -> None:
-    """Let a worker end by itself, kill it if it does not, and collect it."""
-    for number, pause_s in enumerate(REAP_PAUSES_S):
-        if process.poll() is not None:
-            return
-        if number == len(REAP_PAUSES_S) // 2:
-            process.kill()
-        await trio.sleep(pause_s)
 
 
 def _split(column: bytes, associated_data: bytes) -> list[tuple[bytes, bytes, int]]:

@@ -1,0 +1,151 @@
+"""A worker as the daemon sees it: a process, a socket to it, and memory shared with it.
+
+Nothing is decided here. The process is started by the event loop's own thread, because a worker
+asks the kernel to be killed when the thread that started it ends, and a thread of a pool ends
+whenever it is idle. Its end is waited for through a pidfd, so a dead worker is never a zombie and
+its process id never another process's.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from hsmux_native import adapter_path
+from hsmux_native.pkcs11 import SecretPage
+
+from .messages import MessageReader, encode_message
+from .settings import TokenSettings
+
+__all__ = ["WorkerProcess"]
+
+RECEIVE_SIZE: Final = 1 << 20
+"""Bytes asked of the socket at a time."""
+
+
+class WorkerProcess:
+    """A worker process; made by `start`.
+
+    Attributes:
+        pid: Its process id.
+        page: Secret memory shared with it.
+    """
+
+    def __init__(
+        self, process: "subprocess.Popen[bytes]", ours: socket.socket, page: SecretPage
+    ) -> None:
+        self.pid = process.pid
+        self.page = page
+        self._process = process
+        self._connection = trio.socket.from_stdlib_socket(ours)
+        self._stream = trio.SocketStream(self._connection)
+        self._reader = MessageReader()
+        self._outgoing: deque[bytes] = deque()
+        self._wake = trio.Event()
+
+    @classmethod
+    def start(cls, settings: TokenSettings, directory: Path) -> "WorkerProcess":
+        """Start a process; blocks for some milliseconds."""
+        ours, theirs = socket.socketpair()
+        page = SecretPage()
+        command = [
+            sys.executable,
+            "-m",
+            "hsmux_gateway.hsm.worker",
+            str(theirs.fileno()),
+            str(page.fd),
+            adapter_path(faults="HSMUX_ADAPTER_RULES" in settings.environment),
+            settings.token_label,
+            str(settings.pin_path()),
+            str(directory / "login.lock"),
+        ]
+        with theirs:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                # What a module prints must not mix with what a command prints.
+                stdout=2,
+                pass_fds=(theirs.fileno(), page.fd),
+                env=_environment(settings),
+            )
+        return cls(process, ours, page)
+
+    def post(self, message: list[Any]) -> None:
+        """Have a message sent; does not wait."""
+        self._outgoing.append(encode_message(message))
+        self._wake.set()
+
+    async def send_posted(self) -> None:
+        """Send what is posted, for ever or until the connection breaks."""
+        while True:
+            data = b"".join(self._outgoing)
+            self._outgoing.clear()
+            if data:
+                try:
+                    await self._stream.send_all(data)
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    return
+            else:
+                self._wake = trio.Event()
+                await self._wake.wait()
+
+    async def receive(self) -> list[list[Any]]:
+        """What the worker says next, one or several messages; nothing: it ended.
+
+        Raises:
+            MessageError: It said something that is no message.
+        """
+        messages: list[list[Any]] = []
+        while not messages:
+            try:
+                data = await self._connection.recv(RECEIVE_SIZE)
+            except (OSError, trio.ClosedResourceError):
+                return []
+            if not data:
+                return []
+            messages = self._reader.feed(data)
+        return messages
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.send_signal(signal.SIGKILL)
+
+    def hang_up(self) -> None:
+        """Close the connection: the worker ends when it has done what it is doing."""
+        self._connection.close()
+
+    async def reap(self, patience_s: float) -> int:
+        """Wait for its end, kill it when that takes too long, and free what was shared.
+
+        Returns:
+            The exit code; -n for signal n.
+        """
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            with trio.move_on_after(patience_s) as scope:
+                await trio.lowlevel.wait_readable(descriptor)
+            if scope.cancelled_caught:
+                self.kill()
+                await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            trio.lowlevel.notify_closing(descriptor)
+            os.close(descriptor)
+        self.page.close()
+        return self._process.wait()
+
+
+def _environment(settings: TokenSettings) -> dict[str, str]:
+    environment = {
+        **os.environ,
+        **settings.environment,
+        "HSMUX_ADAPTER_MODULE": settings.module,
+    }
+    if settings.parameters:
+        environment["HSMUX_ADAPTER_PARAMETERS"] = settings.parameters
+    return environment
