@@ -4,19 +4,28 @@
 that fails raises AssertionError with what was expected.
 """
 
-import hashlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
+
+import trio
+import trio.testing
 
 from hsmux_native import Arena
 from hsmux_protocol.columns import pack_column, unpack_column
-from hsmux_protocol.keys import ALGORITHMS
+from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS
 
 from ..keys.signing import verify_with
-from .errors import InvalidInput, KeyMissing, KeyQuarantined, TokenDeadlineExceeded, TokenError
-from .token import HsmKey, Token
+from .errors import (
+    InvalidInput,
+    KeyMissing,
+    KeyQuarantined,
+    TokenDeadlineExceeded,
+    TokenError,
+    Unsupported,
+)
+from .token import BatchResult, HsmKey, Token
 
 __all__ = [
     "TOKEN_CHECKS",
@@ -34,10 +43,19 @@ __all__ = [
 
 TENANT: Final = b"conformance"
 AAD: Final = pack_column([b"associated data"])
+ITEM_SIZE_MAX: Final = 65536
+
+SIGNING_SPECS: Final = ("EC_P256", "EC_P384", "RSA_2048", "RSA_3072", "RSA_4096")
+
+FLOOD_COLUMNS: Final = 60
+FLOOD_DONE_MAX: Final = 20
+"""Columns of a flooding tenant, and how many may be done before a polite one's single item."""
+
+CANCELLED_CALLS: Final = 40
 
 
 def _deadline() -> float:
-    return time.monotonic() + 30
+    return time.monotonic() + 60
 
 
 def _check(condition: bool, expected: str) -> None:
@@ -45,40 +63,57 @@ def _check(condition: bool, expected: str) -> None:
         raise AssertionError(expected)
 
 
-async def _refused(call: Awaitable[object], error: type[TokenError]) -> None:
+async def _refused(call: Awaitable[object], *errors: type[Exception]) -> None:
+    names = " or ".join(error.__name__ for error in errors)
     try:
         await call
-    except error:
+    except errors:
         return
-    raise AssertionError(f"expected {error.__name__}")
+    except TokenError as error:
+        raise AssertionError(f"expected {names}, not {error!r}") from error
+    raise AssertionError(f"expected {names}")
 
 
 async def _make(token: Token, spec: str = "AES_256", role: str = "key") -> HsmKey:
     return await token.generate(spec, os.urandom(16), deadline=_deadline(), role=role)
 
 
+async def _encrypt(
+    token: Token, key: HsmKey, items: Sequence[bytes], aads: bytes = AAD, tenant: bytes = TENANT
+) -> BatchResult:
+    column = pack_column(items)
+    return await token.encrypt(key, column, aads, deadline=_deadline(), tenant=tenant)
+
+
+async def _decrypt(
+    token: Token, key: HsmKey, items: Sequence[bytes], aads: bytes = AAD
+) -> BatchResult:
+    column = pack_column(items)
+    return await token.decrypt(key, column, aads, deadline=_deadline(), tenant=TENANT)
+
+
 async def check_what_is_encrypted_decrypts(token: Token, arena: Arena) -> None:
     """Columns of every size come back, in order, under associated data for all or for each."""
     key = await _make(token)
-    for count in (1, 2, 64, 65, 200):
+    for count in (0, 1, 2, 64, 65, 1000):
         items = [os.urandom(number % 300) for number in range(count)]
         for aads in (AAD, pack_column([b"%d" % number for number in range(count)])):
-            sealed = await token.encrypt(
-                key, pack_column(items), aads, deadline=_deadline(), tenant=TENANT
-            )
-            _check(not any(sealed.statuses), "every item is encrypted")
-            opened = await token.decrypt(
-                key, sealed.outputs, aads, deadline=_deadline(), tenant=TENANT
-            )
+            sealed = await _encrypt(token, key, items, aads)
+            _check(list(sealed.statuses) == [0] * count, "every item is encrypted")
+            outputs = unpack_column(sealed.outputs)
+            sizes = [len(item) + 28 for item in items]
+            _check([len(output) for output in outputs] == sizes, "IV 12, ciphertext, tag 16")
+            opened = await _decrypt(token, key, outputs, aads)
             _check(unpack_column(opened.outputs) == items, "plaintexts come back in order")
+    large = [os.urandom(ITEM_SIZE_MAX)] * 65
+    outputs = unpack_column((await _encrypt(token, key, large)).outputs)
+    opened = await _decrypt(token, key, outputs)
+    _check(unpack_column(opened.outputs) == large, "items of 64 KiB come back")
 
 
 async def check_ivs_differ(token: Token, arena: Arena) -> None:
     """No two items have one IV, and none is zero."""
-    key = await _make(token)
-    sealed = await token.encrypt(
-        key, pack_column([b""] * 300), AAD, deadline=_deadline(), tenant=TENANT
-    )
+    sealed = await _encrypt(token, await _make(token), [b""] * 300)
     ivs = {item[:12] for item in unpack_column(sealed.outputs)}
     _check(len(ivs) == 300 and bytes(12) not in ivs, "300 different IVs")
 
@@ -86,102 +121,257 @@ async def check_ivs_differ(token: Token, arena: Arena) -> None:
 async def check_bad_items_fail_alone(token: Token, arena: Arena) -> None:
     """A changed, cut or foreign item is invalid; its neighbours open."""
     key, other = await _make(token), await _make(token)
-    sealed = await token.encrypt(
-        key, pack_column([b"good"] * 3), AAD, deadline=_deadline(), tenant=TENANT
-    )
-    good, changed, cut = unpack_column(sealed.outputs)
-    foreign = await token.encrypt(
-        other, pack_column([b"x"]), AAD, deadline=_deadline(), tenant=TENANT
-    )
+    good, changed, cut = unpack_column((await _encrypt(token, key, [b"good"] * 3)).outputs)
+    (foreign,) = unpack_column((await _encrypt(token, other, [b"x"])).outputs)
     changed = changed[:-1] + bytes([changed[-1] ^ 1])
-    batch = [good, changed, cut[:-5], b"", unpack_column(foreign.outputs)[0], good]
-    opened = await token.decrypt(key, pack_column(batch), AAD, deadline=_deadline(), tenant=TENANT)
-    _check(list(opened.statuses) == [0, 1, 1, 1, 1, 0], "only the good items open")
-    _check(unpack_column(opened.outputs)[0] == b"good", "a good item opens")
-    again = await token.decrypt(
-        key, pack_column([good]), pack_column([b"other"]), deadline=_deadline(), tenant=TENANT
-    )
+    batch = [good, changed, cut[:-5], b"", cut[:27], foreign, good]
+    opened = await _decrypt(token, key, batch)
+    _check(list(opened.statuses) == [0, 1, 1, 1, 1, 1, 0], "only the good items open")
+    expected = [b"good", b"", b"", b"", b"", b"", b"good"]
+    _check(unpack_column(opened.outputs) == expected, "a bad item has no output")
+    again = await _decrypt(token, key, [good], pack_column([b"other"]))
     _check(list(again.statuses) == [1], "other associated data does not open")
 
 
+async def check_malformed_columns_are_refused(token: Token, arena: Arena) -> None:
+    """Columns that are none, and associated data for another number of items."""
+    key = await _make(token)
+    column = pack_column([b"a", b"b", b"c"])
+    for items, aads in ((b"\0\0", AAD), (column[:-1], AAD), (column, pack_column([b"", b""]))):
+        for crypt in (token.encrypt, token.decrypt):
+            call = crypt(key, items, aads, deadline=_deadline(), tenant=TENANT)
+            await _refused(call, ValueError)
+
+
 async def check_signatures_verify(token: Token, arena: Arena) -> None:
-    """Every algorithm's signature verifies under the public key the token gave."""
-    for spec in ("EC_P256", "EC_P384", "RSA_2048"):
+    """Every algorithm's signature verifies under the public key the token gave, with every spec."""
+    for spec in SIGNING_SPECS:
         key = await _make(token, spec)
         for algorithm in ALGORITHMS.values():
-            is_own = spec.startswith(algorithm.family)
-            if not is_own or (algorithm.scheme == "ECDSA") != algorithm.raw:
+            if algorithm.family != KEY_SPECS[spec].family:
                 continue
-            digest = hashlib.new(algorithm.hash_name, b"message").digest()
-            signature = await token.sign(
-                key,
-                algorithm.name.removesuffix("_RAW"),
-                digest,
-                deadline=_deadline(),
-                tenant=TENANT,
-            )
+            if (algorithm.scheme == "ECDSA") != algorithm.raw:
+                continue
+            name, digest = algorithm.name.removesuffix("_RAW"), os.urandom(algorithm.digest_size)
+            signature = await token.sign(key, name, digest, deadline=_deadline(), tenant=TENANT)
             verify_with(key.public_key, algorithm, digest, signature)
+        await token.prove(key, deadline=_deadline())
+        await token.destroy(key, deadline=_deadline())
 
 
 async def check_missing_and_wrong_keys_are_refused(token: Token, arena: Arena) -> None:
     """An object that is not there, or not the key its proof names, does nothing."""
     key, other = await _make(token), await _make(token)
     missing = HsmKey(os.urandom(16), "AES_256", key.proof, b"")
+    unproven = HsmKey(key.cka_id, "AES_256", b"", b"")
     swapped = HsmKey(other.cka_id, "AES_256", key.proof, b"")
-    column = pack_column([b"x"])
-    for bad, error in ((missing, KeyMissing), (swapped, KeyQuarantined)):
-        await _refused(token.encrypt(bad, column, AAD, deadline=_deadline(), tenant=TENANT), error)
+    for bad, error in (
+        (missing, KeyMissing),
+        (swapped, KeyQuarantined),
+        (unproven, KeyQuarantined),
+    ):
+        await _refused(_encrypt(token, bad, [b"x"]), error)
+        await _refused(_decrypt(token, bad, [b"x"]), error)
+        await _refused(token.prove(bad, deadline=_deadline()), error)
+    for good in (key, other):
+        await token.prove(good, deadline=_deadline())
+        await _encrypt(token, good, [b"x"])
+
+
+async def check_private_keys_prove_themselves(token: Token, arena: Arena) -> None:
+    """A private key signs only for the public key it belongs to."""
+    key, other = await _make(token, "EC_P256"), await _make(token, "EC_P256")
+    swapped = HsmKey(key.cka_id, "EC_P256", b"", other.public_key)
+    missing = HsmKey(os.urandom(16), "EC_P256", b"", other.public_key)
+    for bad, error in ((swapped, KeyQuarantined), (missing, KeyMissing)):
+        call = token.sign(bad, "ECDSA_SHA_256", bytes(32), deadline=_deadline(), tenant=TENANT)
+        await _refused(call, error)
         await _refused(token.prove(bad, deadline=_deadline()), error)
     await token.prove(key, deadline=_deadline())
 
 
+async def check_what_is_not_offered_is_refused(token: Token, arena: Arena) -> None:
+    """Unknown specs and roles, and algorithms of other keys, by their own error."""
+    deadline = _deadline()
+    await _refused(token.generate("AES_999", os.urandom(16), deadline=deadline), Unsupported)
+    unknown = token.generate("AES_256", os.urandom(16), deadline=deadline, role="none")
+    await _refused(unknown, Unsupported)
+    key = await _make(token, "EC_P256")
+    for name in ("RSA_PSS_SHA_256", "ECDSA_SHA_1"):
+        call = token.sign(key, name, bytes(32), deadline=deadline, tenant=TENANT)
+        await _refused(call, Unsupported)
+
+
 async def check_objects_are_listed_and_destroyed(token: Token, arena: Arena) -> None:
-    """What was made is listed once; what was destroyed is gone."""
+    """What was made is listed once; what was destroyed is gone, for every worker at once."""
     keys = [await _make(token), await _make(token, "EC_P256")]
-    listed = [item.cka_id for item in await token.list_objects(deadline=_deadline())]
-    _check(all(listed.count(key.cka_id) == 1 for key in keys), "each key is listed once")
-    for key in keys:
+    listed = await token.list_objects(deadline=_deadline())
+    found = [(item.cka_id, item.object_class, item.key_type) for item in listed]
+    expected = [
+        (keys[0].cka_id, "SECRET_KEY", "AES"),
+        (keys[1].cka_id, "PRIVATE_KEY", "EC"),
+    ]
+    _check([found.count(item) for item in expected] == [1, 1], "each key is listed once")
+    for _ in range(8):
+        await _encrypt(token, keys[0], [b"x"])
+    for key in (*keys, keys[0]):
         await token.destroy(key, deadline=_deadline())
-    listed = [item.cka_id for item in await token.list_objects(deadline=_deadline())]
-    _check(not {key.cka_id for key in keys} & set(listed), "destroyed keys are gone")
+    names = [item.cka_id for item in await token.list_objects(deadline=_deadline())]
+    _check(not {key.cka_id for key in keys} & set(names), "destroyed keys are gone")
+    for _ in range(8):
+        await _refused(_encrypt(token, keys[0], [b"x"]), KeyMissing)
+
+
+async def check_no_two_objects_have_one_name(token: Token, arena: Arena) -> None:
+    """A CKA_ID that is taken is refused, and the object that has it is left alone."""
+    key = await _make(token)
+    for spec in ("AES_256", "EC_P256"):
+        await _refused(token.generate(spec, key.cka_id, deadline=_deadline()), InvalidInput)
+    await token.prove(key, deadline=_deadline())
+
+
+async def check_a_dropped_key_can_be_found_again(token: Token, arena: Arena) -> None:
+    """Forgetting a key does nothing to it."""
+    key = await _make(token)
+    (sealed,) = unpack_column((await _encrypt(token, key, [b"x"])).outputs)
+    await token.drop_key(key, deadline=_deadline())
+    opened = await _decrypt(token, key, [sealed])
+    _check(unpack_column(opened.outputs) == [b"x"], "the key still opens what it sealed")
 
 
 async def check_a_root_seals_and_opens(token: Token, arena: Arena) -> None:
     """A slot goes through the root and comes back; changed or moved seals do not open."""
-    root = await _make(token, role="root")
+    root, other = await _make(token, role="root"), await _make(token, role="root")
     slot = arena.generate()
     sealed = await token.seal_slot(root, slot, b"bound", deadline=_deadline())
     opened = await token.open_slot(root, sealed, b"bound", deadline=_deadline())
     same = arena.hmac_sha256(slot, b"") == arena.hmac_sha256(opened, b"")
     _check(same and slot != opened, "the same key in another slot")
-    for bad, bound in ((sealed, b"other"), (sealed[:-1] + b"\0", b"bound"), (sealed[:40], b"")):
-        await _refused(token.open_slot(root, bad, bound, deadline=_deadline()), InvalidInput)
+    changed = sealed[:-1] + bytes([sealed[-1] ^ 1])
+    for key, bad, bound in (
+        (root, sealed, b"other"),
+        (root, changed, b"bound"),
+        (root, sealed[:40], b""),
+        (other, sealed, b"bound"),
+    ):
+        await _refused(token.open_slot(key, bad, bound, deadline=_deadline()), InvalidInput)
     arena.free(slot)
     arena.free(opened)
 
 
 async def check_random(token: Token, arena: Arena) -> None:
     """The length asked for, and never the same twice."""
-    first = await token.random(64, deadline=_deadline())
-    second = await token.random(64, deadline=_deadline())
-    _check(len(first) == 64 and first != second, "64 fresh bytes")
+    for length in (0, 1, 64, 1023, 1024, 1025, 4096):
+        _check(len(await token.random(length, deadline=_deadline())) == length, "every byte")
+    found = {await token.random(16, deadline=_deadline()) for _ in range(50)}
+    _check(len(found) == 50, "fresh bytes")
 
 
 async def check_a_past_deadline_is_refused(token: Token, arena: Arena) -> None:
     """Nothing is begun for a caller that stopped waiting."""
-    await _refused(token.random(1, deadline=time.monotonic() - 1), TokenDeadlineExceeded)
+    key, root = await _make(token), await _make(token, role="root")
+    signer = await _make(token, "EC_P256")
+    slot, column, past = arena.generate(), pack_column([b"x"] * 100), time.monotonic() - 1
+    unmade = os.urandom(16)
+    for call in (
+        token.generate("AES_256", unmade, deadline=past),
+        token.destroy(key, deadline=past),
+        token.list_objects(deadline=past),
+        token.encrypt(key, column, AAD, deadline=past, tenant=TENANT),
+        token.decrypt(key, column, AAD, deadline=past, tenant=TENANT),
+        token.sign(signer, "ECDSA_SHA_256", bytes(32), deadline=past, tenant=TENANT),
+        token.random(1, deadline=past),
+        token.prove(key, deadline=past),
+        token.seal_slot(root, slot, b"", deadline=past),
+        token.open_slot(root, bytes(60), b"", deadline=past),
+    ):
+        await _refused(call, TokenDeadlineExceeded)
+    names = [item.cka_id for item in await token.list_objects(deadline=_deadline())]
+    _check(unmade not in names and key.cka_id in names, "nothing was made or destroyed")
+    arena.free(slot)
+
+
+async def check_tenants_take_turns(token: Token, arena: Arena) -> None:
+    """One item of a polite tenant is done long before a flood of another's."""
+    key = await _make(token)
+    done = 0
+
+    async def flood() -> None:
+        nonlocal done
+        await _encrypt(token, key, [b"x" * 100] * 64, tenant=b"flood")
+        done += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(FLOOD_COLUMNS):
+            nursery.start_soon(flood)
+        await trio.testing.wait_all_tasks_blocked()
+        before = done
+        await _encrypt(token, key, [b"x"], tenant=b"polite")
+        _check(done - before <= FLOOD_DONE_MAX, "tenants take turns")
+
+
+async def check_cancelled_callers_leave_nothing_behind(token: Token, arena: Arena) -> None:
+    """Callers that go away leave no permit taken and nothing waiting."""
+    key = await _make(token)
+    for number in range(CANCELLED_CALLS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_encrypt, token, key, [b"x"] * 200)
+            nursery.start_soon(_encrypt, token, key, [b"x"])
+            for _ in range(number % 8):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+    await _encrypt(token, key, [b"x"] * 200)
+    _check(token.statistics().waiting == 0, "nothing waits for a caller that has gone")
+
+
+async def check_different_work_goes_side_by_side(token: Token, arena: Arena) -> None:
+    """Callers of every kind at a time, each gets its own answer."""
+    key, signer = await _make(token), await _make(token, "EC_P256")
+    algorithm = ALGORITHMS["ECDSA_SHA_256_RAW"]
+
+    async def crypt(number: int) -> None:
+        items = [b"%d" % number] * (number + 1)
+        sealed = await _encrypt(token, key, items, tenant=b"%d" % (number % 3))
+        opened = await _decrypt(token, key, unpack_column(sealed.outputs))
+        _check(unpack_column(opened.outputs) == items, "its own plaintexts")
+
+    async def sign(number: int) -> None:
+        digest = bytes([number]) * 32
+        deadline = _deadline()
+        signature = await token.sign(
+            signer, "ECDSA_SHA_256", digest, deadline=deadline, tenant=TENANT
+        )
+        verify_with(signer.public_key, algorithm, digest, signature)
+
+    async def make(number: int) -> None:
+        made = await _make(token)
+        await _encrypt(token, made, [b"x"])
+        await token.destroy(made, deadline=_deadline())
+
+    async with trio.open_nursery() as nursery:
+        for number in range(24):
+            for work in (crypt, sign, make) if number % 6 == 0 else (crypt, sign):
+                nursery.start_soon(work, number)
 
 
 TOKEN_CHECKS: Final[tuple[Callable[[Token, Arena], Awaitable[None]], ...]] = (
     check_what_is_encrypted_decrypts,
     check_ivs_differ,
     check_bad_items_fail_alone,
+    check_malformed_columns_are_refused,
     check_signatures_verify,
     check_missing_and_wrong_keys_are_refused,
+    check_private_keys_prove_themselves,
+    check_what_is_not_offered_is_refused,
     check_objects_are_listed_and_destroyed,
+    check_no_two_objects_have_one_name,
+    check_a_dropped_key_can_be_found_again,
     check_a_root_seals_and_opens,
     check_random,
     check_a_past_deadline_is_refused,
+    check_tenants_take_turns,
+    check_cancelled_callers_leave_nothing_behind,
+    check_different_work_goes_side_by_side,
 )
 
 

@@ -24,6 +24,13 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
         environment: Environment variables of the worker processes.
         workers: Worker processes.
         queue_items_max: Items that may wait; more are Busy.
+        sessions_max: Sessions the token has for this gateway, where it does not say so itself; 0:
+            what it says.
+        verify_every: Of so many results one is verified: a ciphertext is decrypted, a plaintext
+            decrypted once more, a signature checked. 1: all.
+        keep_alive_s: Seconds after which a worker's sessions are used, so that the token does not
+            close them: some do after 30 s.
+        age_s: Seconds after which a worker and its sessions are replaced.
     """
 
     name: str
@@ -35,6 +42,10 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     workers: int = 2
     queue_items_max: int = QUEUE_ITEMS_MAX
+    sessions_max: int = 0
+    verify_every: int = 64
+    keep_alive_s: float = 10.0
+    age_s: float = 4 * 3600.0
 
     def pin_path(self) -> Path:
         """Where the PIN is read."""

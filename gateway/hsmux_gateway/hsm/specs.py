@@ -12,6 +12,7 @@ from pkcs11 import MGF, Attribute, KeyType, Mechanism, MechanismFlag
 __all__ = [
     "ALGORITHMS",
     "CURVES",
+    "PROOF_ALGORITHM",
     "REQUIRED",
     "ROLES",
     "SPECS",
@@ -21,19 +22,26 @@ __all__ = [
 
 
 class Spec(NamedTuple):
-    """A key spec: key type and size or curve."""
+    """A key spec.
+
+    Attributes:
+        key_type: As PKCS#11 names it.
+        size_bits: Of the key, the modulus or the curve.
+        signature_size: Bytes of a signature; 0: it signs nothing.
+    """
 
     key_type: KeyType
     size_bits: int
+    signature_size: int
 
 
 SPECS: Final[dict[str, Spec]] = {
-    "AES_256": Spec(KeyType.AES, 256),
-    "RSA_2048": Spec(KeyType.RSA, 2048),
-    "RSA_3072": Spec(KeyType.RSA, 3072),
-    "RSA_4096": Spec(KeyType.RSA, 4096),
-    "EC_P256": Spec(KeyType.EC, 256),
-    "EC_P384": Spec(KeyType.EC, 384),
+    "AES_256": Spec(KeyType.AES, 256, 0),
+    "RSA_2048": Spec(KeyType.RSA, 2048, 256),
+    "RSA_3072": Spec(KeyType.RSA, 3072, 384),
+    "RSA_4096": Spec(KeyType.RSA, 4096, 512),
+    "EC_P256": Spec(KeyType.EC, 256, 64),
+    "EC_P384": Spec(KeyType.EC, 384, 96),
 }
 
 CURVES: Final[dict[str, str]] = {"EC_P256": "secp256r1", "EC_P384": "secp384r1"}
@@ -41,7 +49,6 @@ CURVES: Final[dict[str, str]] = {"EC_P256": "secp256r1", "EC_P384": "secp384r1"}
 ROLES: Final[dict[str, MechanismFlag]] = {
     "key": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
     "root": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
-    "wrapping": MechanismFlag.WRAP | MechanismFlag.UNWRAP,
     "ca": MechanismFlag.SIGN | MechanismFlag.VERIFY,
 }
 """What a symmetric key of a role may do; key pairs sign and verify whatever their role."""
@@ -59,11 +66,13 @@ class Signing(NamedTuple):
     """How a digest is signed.
 
     Attributes:
+        name: A name of `hsmux_protocol.keys.ALGORITHMS`, without `_RAW`.
         mechanism: Of C_SignInit.
         parameter: Its parameter, or None.
         prefix: Bytes before the digest: the DigestInfo of RFC 8017 section 9.2 note 1.
     """
 
+    name: str
     mechanism: Mechanism
     parameter: Any
     prefix: bytes
@@ -81,11 +90,19 @@ _HASHES: Final = {
 }
 
 ALGORITHMS: Final[dict[str, Signing]] = {
-    f"{scheme}_SHA_{bits}": signing
+    signing.name: signing
     for bits in (256, 384, 512)
-    for scheme, signing in (
-        ("ECDSA", Signing(Mechanism.ECDSA, None, b"")),
-        ("RSA_PKCS1", Signing(Mechanism.RSA_PKCS, None, bytes.fromhex(_DIGEST_INFO[bits]))),
-        ("RSA_PSS", Signing(Mechanism.RSA_PKCS_PSS, _HASHES[bits], b"")),
+    for signing in (
+        Signing(f"ECDSA_SHA_{bits}", Mechanism.ECDSA, None, b""),
+        Signing(
+            f"RSA_PKCS1_SHA_{bits}", Mechanism.RSA_PKCS, None, bytes.fromhex(_DIGEST_INFO[bits])
+        ),
+        Signing(f"RSA_PSS_SHA_{bits}", Mechanism.RSA_PKCS_PSS, _HASHES[bits], b""),
     )
 }
+
+PROOF_ALGORITHM: Final[dict[KeyType, Signing]] = {
+    KeyType.EC: ALGORITHMS["ECDSA_SHA_256"],
+    KeyType.RSA: ALGORITHMS["RSA_PKCS1_SHA_256"],
+}
+"""What a private key signs with to prove itself."""

@@ -6,6 +6,7 @@ conformance suite runs on all of them. Deadlines are absolute seconds of `time.m
 fair queue.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -28,6 +29,12 @@ class HsmKey:
     spec: str
     proof: bytes = field(repr=False)
     public_key: bytes = field(repr=False)
+
+    @property
+    def name(self) -> bytes:
+        """Names the object together with what proves it."""
+        proves = hashlib.blake2b(self.proof + self.public_key, digest_size=8)
+        return self.cka_id + proves.digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ class TokenStatistics:
     Attributes:
         name: As configured.
         workers: Worker processes that are ready or busy.
+        workers_max: Workers there may be now; fewer than configured while sessions are short.
         busy: Of those, busy ones.
         starting: Workers on their way.
         waiting: Items in the queue.
@@ -66,10 +74,12 @@ class TokenStatistics:
         breaker: "closed", "open" or "half-open".
         restarts: Workers replaced.
         failed_logins: Logins the token refused.
+        quarantined: Keys that did not prove themselves lately.
     """
 
     name: str
     workers: int
+    workers_max: int
     busy: int
     starting: int
     waiting: int
@@ -77,6 +87,7 @@ class TokenStatistics:
     breaker: str
     restarts: int
     failed_logins: int
+    quarantined: int
 
 
 class Token(Protocol):
@@ -98,7 +109,7 @@ class Token(Protocol):
             spec: A name of `hsmux_protocol.keys.KEY_SPECS`.
             cka_id: 16 bytes; no other object may have it.
             deadline: When to give up.
-            role: "key", "root", "wrapping" or "ca": what it may be used for.
+            role: "key", "root" or "ca": what it may be used for.
 
         Raises:
             TokenError: It was not made; TokenOutcomeUnknown: it may have been.
@@ -106,6 +117,13 @@ class Token(Protocol):
 
     async def destroy(self, key: HsmKey, *, deadline: float) -> None:
         """Destroy every object with the key's CKA_ID."""
+
+    async def drop_key(self, key: HsmKey, *, deadline: float) -> None:
+        """Have every worker forget a key: nothing is done with it on return but by a new lookup.
+
+        For keys that were disabled, destroyed or rotated. A worker that does not answer in time is
+        killed.
+        """
 
     async def list_objects(self, *, deadline: float) -> list[FoundObject]:
         """Keys in the token."""

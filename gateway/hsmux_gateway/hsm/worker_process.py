@@ -21,11 +21,12 @@ from hsmux_native import adapter_path
 from hsmux_native.pkcs11 import SecretPage
 
 from .messages import MessageReader, encode_message
+from .progress import Progress
 from .settings import TokenSettings
 
 __all__ = ["WorkerProcess"]
 
-RECEIVE_SIZE: Final = 1 << 20
+RECEIVE_SIZE: Final = 1 << 18
 """Bytes asked of the socket at a time."""
 
 
@@ -35,13 +36,25 @@ class WorkerProcess:
     Attributes:
         pid: Its process id.
         page: Secret memory shared with it.
+        progress: What it publishes of its work.
+        last_progress: What that was when it ended.
+        login_began: It was told to log in.
+        login_ended: It has said what came of that.
     """
 
     def __init__(
-        self, process: "subprocess.Popen[bytes]", ours: socket.socket, page: SecretPage
+        self,
+        process: "subprocess.Popen[bytes]",
+        ours: socket.socket,
+        page: SecretPage,
+        progress: Progress,
     ) -> None:
         self.pid = process.pid
         self.page = page
+        self.progress = progress
+        self.last_progress = (0, 0)
+        self.login_began = False
+        self.login_ended = False
         self._process = process
         self._connection = trio.socket.from_stdlib_socket(ours)
         self._stream = trio.SocketStream(self._connection)
@@ -53,17 +66,18 @@ class WorkerProcess:
     def start(cls, settings: TokenSettings, directory: Path) -> "WorkerProcess":
         """Start a process; blocks for some milliseconds."""
         ours, theirs = socket.socketpair()
-        page = SecretPage()
+        page, progress = SecretPage(), Progress()
         command = [
             sys.executable,
             "-m",
             "hsmux_gateway.hsm.worker",
             str(theirs.fileno()),
             str(page.fd),
+            str(progress.fd),
             adapter_path(faults="HSMUX_ADAPTER_RULES" in settings.environment),
             settings.token_label,
             str(settings.pin_path()),
-            str(directory / "login.lock"),
+            str(directory),
         ]
         with theirs:
             process = subprocess.Popen(
@@ -71,10 +85,10 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 # What a module prints must not mix with what a command prints.
                 stdout=2,
-                pass_fds=(theirs.fileno(), page.fd),
+                pass_fds=(theirs.fileno(), page.fd, progress.fd),
                 env=_environment(settings),
             )
-        return cls(process, ours, page)
+        return cls(process, ours, page, progress)
 
     def post(self, message: list[Any]) -> None:
         """Have a message sent; does not wait."""
@@ -136,6 +150,8 @@ class WorkerProcess:
         finally:
             trio.lowlevel.notify_closing(descriptor)
             os.close(descriptor)
+        self.last_progress = self.progress.read()
+        self.progress.close()
         self.page.close()
         return self._process.wait()
 
