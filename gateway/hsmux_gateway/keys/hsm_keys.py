@@ -1,6 +1,6 @@
 """Token objects of key versions, and the one place where a token's errors become a caller's.
 
-PKCS#11 return codes never come this far: the `hsm` package raises its own few types, and
+PKCS#11 return codes and texts never come this far: the `hsm` package raises its own few types, and
 `presented` turns each into what the caller may know. The rest stands in the log.
 """
 
@@ -44,9 +44,9 @@ def presented(error: TokenError) -> errors.HsmuxError:
     if isinstance(error, TokenOutcomeUnknown):
         return errors.OutcomeUnknown("the token was lost in the middle of the change")
     if isinstance(error, Unsupported):
-        return errors.Unsupported(str(error))
+        return errors.Unsupported("the token does not offer this; see `hsmux hsm probe`")
     if isinstance(error, InvalidInput):
-        return errors.InvalidArgument(str(error))
+        return errors.InvalidArgument("the token refuses this input")
     if isinstance(error, KeyMissing | KeyQuarantined):
         log.error("a key is not usable in its token", error=str(error))
         return errors.Unavailable("the key cannot be used in its token; ask the operator")
@@ -95,6 +95,18 @@ class HsmKeys:
         """Forget what was found of a key, because it changed."""
         for name in [name for name in self._found if name[0] == key_id]:
             del self._found[name]
+
+    async def forget(self, spec: str, version: KeyVersionRow, *, deadline: float) -> None:
+        """Have every worker of its token forget a version that was disabled or destroyed.
+
+        On return no worker does anything with it any more but after a new lookup.
+
+        Raises:
+            HsmuxError: See `presented`.
+        """
+        token, found = self.find(spec, version)
+        self._found.pop((version.key_id, version.version), None)
+        await self.ask(lambda: token.drop_key(found, deadline=deadline))
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
         """Call a token; its errors become a caller's.
