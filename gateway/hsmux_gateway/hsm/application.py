@@ -205,7 +205,10 @@ class Application:
         """The failure of a return code."""
         if code == BAD_OUTPUT:
             return Failure("wrong", 0, f"{text}: an output that cannot be right")
-        return Failure(self.class_of(code, operation), code, text)
+        kind = self.class_of(code, operation)
+        if kind == "auth" and operation != "login":
+            kind = "token"
+        return Failure(kind, code, text)
 
     @contextlib.contextmanager
     def translated(self, operation: str) -> Iterator[None]:

@@ -1,12 +1,12 @@
 """PKCS#11 return codes as classes: what a code says about whose fault it was and what helps.
 
-The classes, and what a worker does with them. After everything but `caller` and `suspect` the work
+The classes, and what a worker does with them. After everything but a proven caller's fault the work
 session is closed, another one is opened, and the canary has to sing in it; does it not, the worker
 ends and a new one takes its place.
 
-    caller       the data of this one item; the session goes on
+    caller       the data of this one item: believed when it comes again
     suspect      a decrypt's code that some modules give for bad data and others for a broken
-                 device: blamed on the caller when it comes again and a canary sings right after it
+                 device: like `caller` when a canary sings right after it
     unsupported  the token does not do this at all
     key          the object may not do this
     busy         the token has too much to do: later

@@ -4,9 +4,9 @@ The C loop does the whole column in one call, and mostly that is all. What is le
 item:
 
     late            its deadline passed before its turn
-    caller's fault  invalid; the session goes on
-    suspect         tried once more; still failing, and the key opening its own proof right after
-                    in the same session, it is invalid. One proof clears all suspects
+    suspect         answered as if its data were wrong: tried once more; still failing, and the key
+                    opening its own proof right after in the same session, it is invalid. One proof
+                    clears all suspects
     busy            this item and all that are left are for later
     other codes     a new session, the key proven in it, the item once more; then it is unavailable
 
@@ -163,7 +163,7 @@ class ColumnRun:
         if code in (0, DEADLINE):
             return DONE if code == 0 else LATE
         kind = "" if code == NOT_STARTED else self._application.class_of(code, self._operation)
-        return {"caller": INVALID, "suspect": _SUSPECT}.get(kind, _PENDING)
+        return _SUSPECT if kind in ("caller", "suspect") else _PENDING
 
     def _finish(self, codes: Sequence[int]) -> None:
         """Decide about every item that the C loop left open."""

@@ -1,6 +1,6 @@
 """What a worker is asked to do, and the ladder of what it tries when that fails.
 
-    1. a caller's fault, and what the token cannot do at all, are told at once
+    1. what was never asked of the token, and what it cannot do at all, is told at once
     2. anything else: the work session is replaced, and the canary has to sing in the new one; does
        it not, the worker ends, and a new one with a new C_Initialize and login is the next rung
     3. what may be repeated is done once more in the new session
@@ -32,17 +32,17 @@ from .specs import ALGORITHMS, CURVES, REQUIRED, ROLES, SPECS
 
 __all__ = ["Operations"]
 
-FINAL: Final = frozenset({"caller", "unsupported", "busy", "missing", "doubt", "deadline"})
+FINAL: Final = frozenset({"input", "unsupported", "busy", "missing", "doubt", "deadline"})
 """Kinds that are told without trying once more here."""
 
-HARMLESS: Final = frozenset({"caller", "missing", "deadline"})
+HARMLESS: Final = frozenset({"input", "missing", "deadline"})
 """Kinds after which the session goes on."""
 
 RANDOM_CHUNK_SIZE: Final = 1024
 """Bytes asked of C_GenerateRandom at a time: some modules refuse more."""
 
 _PRESENTED: Final = frozenset(
-    {"caller", "unsupported", "busy", "missing", "doubt", "deadline", "key", "quarantine"}
+    {"input", "caller", "unsupported", "busy", "missing", "doubt", "deadline", "key", "quarantine"}
 )
 """Kinds that mean the same to the daemon; all others are "failed" there."""
 
@@ -245,7 +245,7 @@ class Operations:
         """Refuse a CKA_ID that an object has: to undo a creation would destroy that object too."""
         with self._application.translated("find"):
             if list(self._application.work.get_objects({Attribute.ID: cka_id})):
-                raise Failure("caller", 0, f"there is an object with CKA_ID {cka_id.hex()}")
+                raise Failure("input", 0, f"there is an object with CKA_ID {cka_id.hex()}")
 
     def _undo(self, cka_id: bytes, failure: Failure) -> None:
         """Destroy what a failed creation left, so that it may be told as failed.

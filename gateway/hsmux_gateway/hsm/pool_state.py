@@ -391,7 +391,7 @@ class PoolState:
             self._item_s += ((now - state.begun_at) / message.count - self._item_s) / 8
         state.since = state.begun_at = now
         state.item, state.is_slow = 0, False
-        if kind in ("done", "caller") and not state.leaving:
+        if kind in ("done", "caller", "input") and not state.leaving:
             self._failures = 0
             self._succeeded_at = now
         elif kind == "quarantine" and message.jobs:

@@ -39,6 +39,7 @@ AGAIN: Final = 5
 
 _FAILURES: Final[dict[str, type[TokenError]]] = {
     "caller": InvalidInput,
+    "input": InvalidInput,
     "missing": KeyMissing,
     "key": KeyMissing,
     "quarantine": KeyQuarantined,
