@@ -4,9 +4,10 @@ The C loop does the whole column in one call, and mostly that is all. What is le
 item:
 
     late            its deadline passed before its turn
-    suspect         answered as if its data were wrong: tried once more; still failing, and the key
-                    opening its own proof right after in the same session, it is invalid. One proof
-                    clears all suspects
+    suspect         answered as if its data were wrong: the key opens its own proof, the item is
+                    tried once more, the key opens its proof again, all in one session. If the item
+                    alone fails it is invalid: no burst of errors looks like that. Two proofs clear
+                    all suspects of a column
     busy            this item and all that are left are for later
     other codes     a new session, the key proven in it, the item once more; then it is unavailable
 
@@ -209,24 +210,26 @@ class ColumnRun:
         self._application.renew(failure)
 
     def _clear_suspects(self) -> bool:
-        """Try suspects once more; those that fail are the caller's fault if a canary sings then."""
+        """Try suspects once more between two proofs of the key; False: in vain, a session ended."""
         session = self._application.session_number
         suspects = [index for index, status in enumerate(self._statuses) if status == _SUSPECT]
+        self._require_proof()
         for index in suspects:
             self._try(index)
             while self._statuses[index] == _PENDING:
                 self._try(index)
         guilty = [index for index in suspects if self._statuses[index] == _SUSPECT]
-        if self._application.session_number != session:
-            return not guilty
-        if guilty:
-            cka_id, _, proof = self._key_name
-            key = self._application.secret_key(*self._key_name)
-            if not self._application.opens_proof(key, cka_id, proof):
-                raise Failure("wrong", 0, "a key does not open its proof any more")
+        if guilty and self._application.session_number == session:
+            self._require_proof()
             for index in guilty:
                 self._statuses[index] = INVALID
-        return True
+        return _SUSPECT not in self._statuses
+
+    def _require_proof(self) -> None:
+        cka_id, _, proof = self._key_name
+        key = self._application.secret_key(*self._key_name)
+        if not self._application.opens_proof(key, cka_id, proof):
+            raise Failure("wrong", 0, "a key does not open its proof any more")
 
     def _check(self, index: int, item: bytes, output: bytes, aad: bytes) -> None:
         """Open a result again, and compare.

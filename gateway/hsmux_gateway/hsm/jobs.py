@@ -173,12 +173,15 @@ class Message:
         jobs: In the order of their items; empty when they were given to another worker.
         is_control: Whether it is for this one worker and never for another.
         number: Names it; given by the pool.
+        margin_s: Seconds before its deadline that an item is not begun any more, so that what was
+            done of its column is still told in time.
         kill_s: Seconds an item may run before the worker is killed.
     """
 
     jobs: list[Job]
     is_control: bool = False
     number: int = 0
+    margin_s: float = 0.0
     kill_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -211,10 +214,11 @@ class Message:
             return [latest, *first.values]
         columns = [job.payload for job in self.jobs if isinstance(job.payload, Column)]
         if len(columns) == 1:
-            return [latest, *first.key, first.items, first.associated_data, [latest]]
+            ends = [_nanoseconds(self.jobs[0].deadline - self.margin_s)]
+            return [latest, *first.key, first.items, first.associated_data, ends]
         items = [item for column in columns for item in unpack_column(column.items)]
-        deadlines = [_nanoseconds(job.deadline) for job in self.jobs for _ in range(job.count)]
-        return [latest, *first.key, pack_column(items), _join_aads(columns), deadlines]
+        ends = [_nanoseconds(j.deadline - self.margin_s) for j in self.jobs for _ in range(j.count)]
+        return [latest, *first.key, pack_column(items), _join_aads(columns), ends]
 
 
 def _nanoseconds(deadline: float) -> int:

@@ -213,9 +213,9 @@ class Operations:
                 return 1
             if application.class_of(code, "decrypt") not in ("caller", "suspect"):
                 raise application.failed(code, "decrypt", "opening")
-        if application.opens_proof(key, cka_id, proof):
-            return 0
-        raise Failure("wrong", code, "opening: the root key does not open its proof any more")
+            if not application.opens_proof(key, cka_id, proof):
+                raise Failure("wrong", code, "opening: the root key does not open its proof")
+        return 0
 
     # Objects
 

@@ -81,6 +81,9 @@ SHARE_S: Final = 0.002
 SHARED_TENANTS_MAX: Final = 64
 """Tenants that are looked at for jobs that fit into a message."""
 
+ANSWER_S: Final = 0.005
+"""Seconds that an answer may take to its caller."""
+
 STEAL_S: Final = 0.25
 """Seconds without progress after which a worker's next message is given to another."""
 
@@ -388,7 +391,8 @@ class PoolState:
         state = self._workers[worker]
         message = state.messages.popleft()
         if statuses and message.jobs:
-            self._item_s += ((now - state.begun_at) / message.count - self._item_s) / 8
+            off_s = (now - state.begun_at) / message.count - self._item_s
+            self._item_s += off_s / 2 if off_s > 0 else off_s / 8
         state.since = state.begun_at = now
         state.item, state.is_slow = 0, False
         if kind in ("done", "caller", "input") and not state.leaving:
@@ -782,6 +786,8 @@ class PoolState:
     def _send(self, number: int, message: Message, now: float) -> Send:
         worker = self._workers[number]
         message.number = next(self._numbers)
+        patience_s = min(job.deadline for job in message.jobs) - now
+        message.margin_s = min(patience_s / 4, ANSWER_S + 2 * self._item_s)
         for job in message.jobs:
             job.place = "running"
         if not worker.messages:

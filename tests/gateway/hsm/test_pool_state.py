@@ -222,7 +222,7 @@ def test_jobs_of_one_key_share_a_message_when_there_is_work_for_everybody() -> N
     assert rest[3:] == [
         pack_column([b"0", b"1"] * 3),
         pack_column([b"aad"]),
-        [number] * 6,
+        [int((1000.0 - message.margin_s) * 1e9)] * 6,
     ]
     ((_, second),) = sends(pool.answered(1, "done", 2e-4, bytes(1)))
     assert second.jobs == [other]
