@@ -11,9 +11,9 @@ item:
     busy            this item and all that are left are for later
     other codes     a new session, the key proven in it, the item once more; then it is unavailable
 
-Of the results one in `verify_every` is checked: what was encrypted is decrypted, what was decrypted
-is decrypted again, and compared. A difference quarantines the key, or ends the worker if the canary
-does not sing either; nothing of the column is told.
+Of the results one in `verify_every` is checked: the key proves itself again, what was encrypted is
+decrypted, what was decrypted is decrypted again, and compared. A difference quarantines the key, or
+ends the worker if the canary does not sing either; nothing of the column is told.
 """
 
 import secrets
@@ -232,12 +232,13 @@ class ColumnRun:
             raise Failure("wrong", 0, "a key does not open its proof any more")
 
     def _check(self, index: int, item: bytes, output: bytes, aad: bytes) -> None:
-        """Open a result again, and compare.
+        """Have the key prove itself again, open a result again, and compare.
 
         Raises:
             Failure: Of kind "wrong": the module's answers cannot be trusted.
         """
         application = self._application
+        self._require_proof()
         key = application.secret_key(*self._key_name)
         sealed, plain = (output, item) if self._encrypting else (item, output)
         self._progress.enter(index + 1)

@@ -184,7 +184,7 @@ class PoolToken:
         decision: Deliver | Finish, answer: Answer | None, process: WorkerProcess | None
     ) -> None:
         request = decision.job.request
-        if not isinstance(request, PoolRequest):
+        if not isinstance(request, PoolRequest) or request.abandoned:
             return
         if isinstance(decision, Finish):
             request.finish(decision.job, decision.outcome)

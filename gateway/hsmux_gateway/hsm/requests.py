@@ -164,7 +164,7 @@ class PageRequest(ValueRequest):
     def take(self, page: SecretPage) -> None:
         """Take what the worker left in its page."""
         try:
-            if self.error is None and not self.abandoned:
+            if self.error is None:
                 self.value = self.after(page, self.value)
         except TokenError as error:
             self.error = error
