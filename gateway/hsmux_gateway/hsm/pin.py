@@ -10,6 +10,9 @@ salted scrypt hash of the PIN and what came of it. A mark is made durable before
     refused    the token refused it: no login by anybody until the PIN changes or an operator clears
                the mark with `hsmux hsm clear-pin`
 
+A PIN that is not proven is never a token's last try. Whoever asks here holds the lock under which
+workers start, so two processes do not try one PIN at a time.
+
 The PIN is read here for its hash alone and is not kept; each worker reads it for itself.
 """
 
@@ -84,7 +87,7 @@ class PinMarks:
         except OSError as error:
             raise PinRefused(f"the PIN file {pin_file} cannot be read: {error.strerror}") from None
         outcome = mark["outcome"] if mark and hmac.compare_digest(mark["hash"], digest) else ""
-        if outcome == "ok":
+        if outcome == "ok" and not flags & _LOCKED:
             return
         if outcome == "refused":
             raise PinRefused(
@@ -92,7 +95,7 @@ class PinMarks:
                 f"the right PIN there, or run `hsmux hsm clear-pin --token {self._token}` once the "
                 "token accepts it"
             )
-        if flags & _LOCKED or (outcome == "trying" and flags & _WARNINGS):
+        if flags & (_LOCKED | _FINAL_TRY) or (outcome == "trying" and flags & _WARNINGS):
             raise PinRefused(
                 "the token's PIN is locked or was entered wrongly before; check it with the "
                 "vendor's tools, then run "

@@ -1,7 +1,7 @@
 """Keys whose values the test knows, so that it can tell under which key an output is.
 
 Run as a program: it makes them in the token that the environment names, from the values on stdin,
-through the vendor's module itself.
+renames or lists what is there, all through the vendor's module itself.
 """
 
 import json
@@ -53,8 +53,8 @@ def swap_names(settings: TokenSettings, pin: str, first: HsmKey, second: HsmKey)
     run_program(settings, "swap", pin, names)
 
 
-def run_program(settings: TokenSettings, what: str, pin: str, text: str) -> None:
-    """Run this file in a process of its own."""
+def run_program(settings: TokenSettings, what: str, pin: str, text: str) -> str:
+    """Run this file in a process of its own; what it prints."""
     environment = {
         **os.environ,
         **{n: v for n, v in settings.environment.items() if not n.startswith("HSMUX_")},
@@ -64,7 +64,10 @@ def run_program(settings: TokenSettings, what: str, pin: str, text: str) -> None
     if not settings.parameters:
         del environment["HSMUX_ADAPTER_PARAMETERS"]
     command = [sys.executable, __file__, what, settings.token_label, pin]
-    subprocess.run(command, input=text, env=environment, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        command, input=text, env=environment, text=True, check=True, timeout=60, capture_output=True
+    )
+    return done.stdout
 
 
 def _program() -> None:
@@ -75,6 +78,9 @@ def _program() -> None:
     session: Any = (
         pkcs11.lib(adapter_path()).get_token(token_label=label).open(rw=True, user_pin=pin)
     )
+    if what == "list":
+        print(sorted(str(found) for found in session.get_objects({Attribute.TOKEN: True})))
+        return
     given = json.loads(sys.stdin.read())
     if what == "make":
         for cka_id, value in given:
