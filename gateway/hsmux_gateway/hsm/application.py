@@ -275,9 +275,9 @@ class Application:
         key = self.find(cka_id, ObjectClass.SECRET_KEY, spec)
         name = (cka_id, ObjectClass.SECRET_KEY.name)
         if self._proven.get(name) != proof:
-            self._check_protection(key, cka_id)
+            self.require_protected(key, cka_id)
             if not self.opens_proof(key, cka_id, proof):
-                self._quarantine(cka_id)
+                self.quarantine(cka_id)
             self._proven[name] = proof
         return key
 
@@ -301,12 +301,12 @@ class Application:
         key = self.find(cka_id, ObjectClass.PRIVATE_KEY, spec)
         name = (cka_id, ObjectClass.PRIVATE_KEY.name)
         if self._proven.get(name) != public_key:
-            self._check_protection(key, cka_id)
+            self.require_protected(key, cka_id)
             algorithm = PROOF_ALGORITHM[SPECS[spec].key_type]
             digest = secrets.token_bytes(32)
             signatures = (self.sign_with(key, spec, algorithm, digest) for _ in range(2))
             if not any(verifies(public_key, algorithm.name, digest, s) for s in signatures):
-                self._quarantine(cka_id)
+                self.quarantine(cka_id)
             self._proven[name] = public_key
         return key
 
@@ -322,16 +322,17 @@ class Application:
             raise Failure("wrong", 0, f"sign: a signature of {len(signature)} bytes")
         return signature
 
-    def _check_protection(self, key: Any, cka_id: bytes) -> None:
+    def require_protected(self, key: Any, cka_id: bytes) -> None:
+        """Refuse an object that does not say that it stays in the token."""
         if self.unprotected(key):
-            self._quarantine(cka_id, f"says that it is not {', '.join(self.unprotected(key))}")
+            self.quarantine(cka_id, f"says that it is not {', '.join(self.unprotected(key))}")
 
     def unprotected(self, key: Any) -> list[str]:
         """What a key should say of itself to stay in the token, and does not."""
         with self.translated("read attributes"):
             return [name.name for name, value in REQUIRED.items() if key[name] != value]
 
-    def _quarantine(self, cka_id: bytes, why: str = "is not the key it was") -> None:
+    def quarantine(self, cka_id: bytes, why: str = "is not the key it was") -> None:
         """Refuse a key, if it is the key's fault.
 
         Raises:

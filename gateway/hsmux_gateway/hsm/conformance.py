@@ -7,6 +7,7 @@ that fails raises AssertionError with what was expected.
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -190,6 +191,24 @@ async def check_private_keys_prove_themselves(token: Token, arena: Arena) -> Non
     await token.prove(key, deadline=_deadline())
 
 
+async def check_a_wrapping_key_proves_itself_and_does_nothing_else(
+    token: Token, arena: Arena
+) -> None:
+    """It unwraps what it wrapped, and neither encrypts nor decrypts."""
+    key, other = await _make(token, role="wrapping"), await _make(token, role="wrapping")
+    await token.prove(key, deadline=_deadline())
+    swapped = replace(other, proof=key.proof)
+    missing = replace(key, cka_id=os.urandom(16))
+    malformed = replace(key, proof=b"x")
+    for bad, error in (
+        (swapped, KeyQuarantined),
+        (missing, KeyMissing),
+        (malformed, KeyQuarantined),
+    ):
+        await _refused(token.prove(bad, deadline=_deadline()), error)
+    await _refused(_encrypt(token, key, [b"x"]), KeyQuarantined, KeyMissing)
+
+
 async def check_what_is_not_offered_is_refused(token: Token, arena: Arena) -> None:
     """Unknown specs and roles, and algorithms of other keys, by their own error."""
     deadline = _deadline()
@@ -362,6 +381,7 @@ TOKEN_CHECKS: Final[tuple[Callable[[Token, Arena], Awaitable[None]], ...]] = (
     check_signatures_verify,
     check_missing_and_wrong_keys_are_refused,
     check_private_keys_prove_themselves,
+    check_a_wrapping_key_proves_itself_and_does_nothing_else,
     check_what_is_not_offered_is_refused,
     check_objects_are_listed_and_destroyed,
     check_no_two_objects_have_one_name,

@@ -9,10 +9,20 @@ from typing import Any, Final
 
 from hsmux_native.faults import FUNCTIONS
 
-__all__ = ["CK_UNAVAILABLE", "FunctionList", "GcmParameters", "MechanismRecord", "TokenInfo"]
+__all__ = [
+    "CK_UNAVAILABLE",
+    "FunctionList",
+    "GcmParameters",
+    "MechanismRecord",
+    "TokenInfo",
+    "plain_mechanism",
+]
 
 CK_UNAVAILABLE: Final = ctypes.c_ulong(-1).value
 """CK_UNAVAILABLE_INFORMATION."""
+
+WRAPPED_SIZE_MAX: Final = 4096
+"""Bytes of the largest wrapped key that is taken."""
 
 
 class TokenInfo(ctypes.Structure):
@@ -63,6 +73,11 @@ class MechanismRecord(ctypes.Structure):
     )
 
 
+def plain_mechanism(number: int) -> MechanismRecord:
+    """A mechanism without parameters."""
+    return MechanismRecord(number, None, 0)
+
+
 class FunctionList:
     """A module's functions by name.
 
@@ -88,6 +103,33 @@ class FunctionList:
         # The first member of CK_FUNCTION_LIST is its version, padded to a pointer's size.
         pointer = self._functions[1 + FUNCTIONS.index(name)]
         return int(ctypes.CFUNCTYPE(ctypes.c_ulong, *types)(pointer)(*arguments))
+
+    def wrap_key(
+        self, session: int, wrapping: int, key: int, mechanism: MechanismRecord
+    ) -> tuple[int, bytes]:
+        """C_WrapKey into a buffer that is large enough: some modules tell no length beforehand.
+
+        Args:
+            session: Handle.
+            wrapping: Handle of the wrapping key.
+            key: Handle of the key to wrap.
+            mechanism: With its parameters.
+
+        Returns:
+            The return code, and the wrapped key.
+        """
+        output = ctypes.create_string_buffer(WRAPPED_SIZE_MAX)
+        length = ctypes.c_ulong(WRAPPED_SIZE_MAX)
+        code = self.call(
+            "C_WrapKey",
+            ctypes.c_ulong(session),
+            ctypes.pointer(mechanism),
+            ctypes.c_ulong(wrapping),
+            ctypes.c_ulong(key),
+            ctypes.cast(output, ctypes.c_char_p),
+            ctypes.pointer(length),
+        )
+        return code, output.raw[: length.value] if code == 0 else b""
 
     def token_info(self, slot_id: int) -> TokenInfo | None:
         """What the token says of itself; None if it does not."""

@@ -43,10 +43,15 @@ CHALLENGE_SIZE: Final = 32
 IV_SIZE: Final = 12
 PART_ITEMS: Final = 64
 SYSTEM_TENANT: Final = bytes(16)
-ROLES: Final = ("key", "root", "ca")
+ROLES: Final = ("key", "root", "wrapping", "ca")
 
 _HASHES: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
 _CURVES: Final[dict[str, ec.EllipticCurve]] = {"EC_P256": ec.SECP256R1(), "EC_P384": ec.SECP384R1()}
+
+
+def _bound(cka_id: bytes, role: str) -> bytes:
+    """What a proof is bound to: a wrapping key's does not serve to encrypt."""
+    return cka_id + b"wrapping" if role == "wrapping" else cka_id
 
 
 class MemoryToken:
@@ -151,12 +156,13 @@ class MemoryToken:
             raise KeyMissing(f"0 objects with CKA_ID {key.cka_id.hex()}")
         return found
 
-    def _secret(self, key: HsmKey) -> AESGCM:
-        """A symmetric key that opens its proof."""
+    def _secret(self, key: HsmKey, role: str = "key") -> AESGCM:
+        """A symmetric key that opens its proof, made for a role."""
         found = AESGCM(self._find(key))
         challenge, sealed = key.proof[:CHALLENGE_SIZE], key.proof[CHALLENGE_SIZE:]
         try:
-            opened = found.decrypt(sealed[:IV_SIZE], sealed[IV_SIZE:], key.cka_id)
+            bound = _bound(key.cka_id, role)
+            opened = found.decrypt(sealed[:IV_SIZE], sealed[IV_SIZE:], bound)
         except (InvalidTag, ValueError):
             opened = b""
         if opened != challenge or not challenge:
@@ -183,12 +189,14 @@ class MemoryToken:
             if spec == "AES_256":
                 material: Any = secrets.token_bytes(32)
                 challenge, iv = secrets.token_bytes(CHALLENGE_SIZE), secrets.token_bytes(IV_SIZE)
-                proof = challenge + iv + AESGCM(material).encrypt(iv, challenge, cka_id)
+                proof = (
+                    challenge + iv + AESGCM(material).encrypt(iv, challenge, _bound(cka_id, role))
+                )
             else:
                 material = _make_private_key(spec)
                 public_key = _spki_of(material)
             self._objects[cka_id] = (spec, material)
-            return HsmKey(cka_id, spec, proof, public_key)
+            return HsmKey(cka_id, spec, proof, public_key, role)
 
     async def destroy(self, key: HsmKey, *, deadline: float) -> None:
         """Destroy the object with the key's CKA_ID."""
@@ -214,7 +222,7 @@ class MemoryToken:
         """Prove that the object is this key."""
         async with self._turn(deadline):
             if key.spec == "AES_256":
-                self._secret(key)
+                self._secret(key, key.role)
             else:
                 self._private(key)
 

@@ -29,6 +29,7 @@ from .failures import Ending, Failure
 from .progress import Progress
 from .public_keys import spki_of_rsa, verifies
 from .specs import ALGORITHMS, CURVES, REQUIRED, ROLES, SPECS
+from .wrapping import make_wrapping_proof, require_wrapping_key
 
 __all__ = ["Operations"]
 
@@ -276,6 +277,8 @@ class Operations:
                 template=dict(REQUIRED),
             )
         self._require_protection(key)
+        if role == "wrapping":
+            return make_wrapping_proof(application, key, cka_id)
         challenge = secrets.token_bytes(CHALLENGE_SIZE)
         code, sealed = application.gcm_one(application.work, key, challenge, cka_id, True)
         if code:
@@ -344,10 +347,14 @@ class Operations:
                     listed.append([bytes(found[Attribute.ID]), object_class.name, key_type.name])
         return listed
 
-    def _prove(self, cka_id: bytes, spec: str, proof: bytes, public_key: bytes) -> int:
+    def _prove(self, cka_id: bytes, spec: str, proof: bytes, public_key: bytes, role: str) -> int:
         """Prove that the object is this key, whatever is known of it already."""
         self._application.drop(cka_id)
-        if SPECS[spec].key_type is KeyType.AES:
+        if role == "wrapping":
+            key = self._application.find(cka_id, ObjectClass.SECRET_KEY, spec)
+            self._application.require_protected(key, cka_id)
+            require_wrapping_key(self._application, key, cka_id, proof)
+        elif SPECS[spec].key_type is KeyType.AES:
             self._application.secret_key(cka_id, spec, proof)
         else:
             self._application.private_key(cka_id, spec, public_key)

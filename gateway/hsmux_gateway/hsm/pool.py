@@ -409,7 +409,7 @@ class PoolToken:
         key = HsmKey(cka_id, spec, b"", b"")
         made = await self._ask("generate", [spec, cka_id, role], deadline, key)
         proof, public_key = made
-        return HsmKey(cka_id, spec, proof, public_key)
+        return HsmKey(cka_id, spec, proof, public_key, role)
 
     async def destroy(self, key: HsmKey, *, deadline: float) -> None:
         """Destroy every object with the key's CKA_ID; no worker knows it any more on return."""
@@ -506,7 +506,8 @@ class PoolToken:
 
     async def prove(self, key: HsmKey, *, deadline: float) -> None:
         """Prove that the token's object is this key."""
-        await self._ask("prove", [key.cka_id, key.spec, key.proof, key.public_key], deadline, key)
+        values = [key.cka_id, key.spec, key.proof, key.public_key, key.role]
+        await self._ask("prove", values, deadline, key)
 
     async def seal_slot(
         self, root: HsmKey, slot: int, associated_data: bytes, *, deadline: float

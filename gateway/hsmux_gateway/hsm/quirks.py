@@ -21,7 +21,7 @@ from pkcs11.util.ec import encode_named_curve_parameters
 
 from .application import Application
 from .codes import UNKNOWN_CODE, code_of, name_of
-from .function_list import FunctionList, GcmParameters, MechanismRecord
+from .function_list import FunctionList, GcmParameters, MechanismRecord, plain_mechanism
 
 __all__ = ["QUIRKS", "SESSIONS_TRIED", "try_quirk"]
 
@@ -34,8 +34,6 @@ SESSIONS_TRIED: Final = 64
 
 OBJECTS_TRIED: Final = 128
 """Session objects that are made to find a limit, at most."""
-
-WRAPPED_SIZE_MAX: Final = 4096
 
 _TEXT: Final = b"sixteen bytes ok"
 _TAG_SIZE: Final = 16
@@ -109,24 +107,16 @@ class Trial:
         return code, length.value, output.raw[: length.value] if is_there and output else b""
 
     def wrap(self, wrapping: Any, key: Any, mechanism: MechanismRecord) -> bytes:
-        """C_WrapKey into a buffer that is large enough: some modules tell no length beforehand.
+        """A wrapped key.
 
         Raises:
             Refused: The module does not wrap.
         """
-        output, length = ctypes.create_string_buffer(WRAPPED_SIZE_MAX), ctypes.c_ulong()
-        length.value = WRAPPED_SIZE_MAX
-        code = self.functions.call(
-            "C_WrapKey",
-            self.handle,
-            ctypes.pointer(mechanism),
-            ctypes.c_ulong(wrapping.handle),
-            ctypes.c_ulong(key.handle),
-            ctypes.cast(output, ctypes.c_char_p),
-            ctypes.pointer(length),
+        code, wrapped = self.functions.wrap_key(
+            self.handle.value, wrapping.handle, key.handle, mechanism
         )
         _must(code)
-        return output.raw[: length.value]
+        return wrapped
 
     def sealed(self, key: Any, data: bytes = _TEXT, iv: bytes = b"i" * 12) -> bytes:
         """A ciphertext and its tag.
@@ -313,10 +303,6 @@ def _oaep(hash_name: str) -> Callable[[Trial], str]:
 # Wrapping
 
 
-def _plain(mechanism: Mechanism) -> MechanismRecord:
-    return MechanismRecord(int(mechanism), None, 0)
-
-
 def _pkcs7(data: bytes) -> bytes:
     count = 8 - len(data) % 8
     return data + bytes([count]) * count
@@ -336,7 +322,7 @@ def _wrap_format(mechanism: Mechanism) -> Callable[[Trial], str]:
         kek, value = secrets.token_bytes(32), secrets.token_bytes(32)
         wrapping = trial.known_key(kek, {Attribute.WRAP: True, Attribute.UNWRAP: True})
         key = trial.known_key(value, {Attribute.EXTRACTABLE: True, Attribute.ENCRYPT: True})
-        wrapped = trial.wrap(wrapping, key, _plain(mechanism))
+        wrapped = trial.wrap(wrapping, key, plain_mechanism(mechanism))
         for name, wrap in _FORMATS.items():
             if wrapped == wrap(kek, value):
                 return name
@@ -352,7 +338,7 @@ def _unwrap_as_non_extractable(mechanism: Mechanism) -> Callable[[Trial], str]:
         wrapping = trial.key(MechanismFlag.WRAP | MechanismFlag.UNWRAP)
         key = trial.key(extractable=True)
         sealed = trial.sealed(key)
-        wrapped = trial.wrap(wrapping, key, _plain(mechanism))
+        wrapped = trial.wrap(wrapping, key, plain_mechanism(mechanism))
         key.destroy()
         unwrapped = wrapping.unwrap_key(
             ObjectClass.SECRET_KEY,
@@ -379,7 +365,7 @@ def _wrap_non_extractable(trial: Trial) -> str:
     answer = "no wrapping mechanism works"
     for mechanism in _WRAPS:
         try:
-            trial.wrap(wrapping, trial.key(), _plain(mechanism))
+            trial.wrap(wrapping, trial.key(), plain_mechanism(mechanism))
             return "wraps it (!)"
         except Refused as error:
             if error.code != CKR_MECHANISM_INVALID:

@@ -49,6 +49,7 @@ CURVES: Final[dict[str, str]] = {"EC_P256": "secp256r1", "EC_P384": "secp384r1"}
 ROLES: Final[dict[str, MechanismFlag]] = {
     "key": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
     "root": MechanismFlag.ENCRYPT | MechanismFlag.DECRYPT,
+    "wrapping": MechanismFlag.WRAP | MechanismFlag.UNWRAP,
     "ca": MechanismFlag.SIGN | MechanismFlag.VERIFY,
 }
 """What a symmetric key of a role may do; key pairs sign and verify whatever their role."""

@@ -23,12 +23,14 @@ class HsmKey:
         spec: A name of `hsmux_protocol.keys.KEY_SPECS`.
         proof: What proves the object to be this key before its first use in a login epoch.
         public_key: SubjectPublicKeyInfo DER; empty for a symmetric key.
+        role: What it may be used for: "key", "root", "wrapping" or "ca".
     """
 
     cka_id: bytes
     spec: str
     proof: bytes = field(repr=False)
     public_key: bytes = field(repr=False)
+    role: str = "key"
 
     @property
     def name(self) -> bytes:
