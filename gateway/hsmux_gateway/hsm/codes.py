@@ -24,7 +24,16 @@ Codes are from PKCS#11 v2.40 section 11.1. What a code means for one operation o
 import re
 from typing import Final
 
-__all__ = ["BY_OPERATION", "CLASSES", "NAMES", "OVERRIDES", "class_of", "code_of", "name_of"]
+__all__ = [
+    "BY_OPERATION",
+    "CLASSES",
+    "NAMES",
+    "OVERRIDES",
+    "UNKNOWN_CODE",
+    "class_of",
+    "code_of",
+    "name_of",
+]
 
 _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
     "caller": (

@@ -30,16 +30,25 @@ from .token import BatchResult, HsmKey, Token
 
 __all__ = [
     "TOKEN_CHECKS",
+    "check_a_dropped_key_can_be_found_again",
     "check_a_past_deadline_is_refused",
     "check_a_root_seals_and_opens",
+    "check_a_wrapping_key_proves_itself_and_does_nothing_else",
     "check_bad_items_fail_alone",
+    "check_cancelled_callers_leave_nothing_behind",
+    "check_different_work_goes_side_by_side",
     "check_ivs_differ",
+    "check_malformed_columns_are_refused",
     "check_missing_and_wrong_keys_are_refused",
+    "check_no_two_objects_have_one_name",
     "check_objects_are_listed_and_destroyed",
+    "check_private_keys_prove_themselves",
     "check_random",
     "check_signatures_verify",
+    "check_tenants_take_turns",
     "check_token",
     "check_what_is_encrypted_decrypts",
+    "check_what_is_not_offered_is_refused",
 ]
 
 TENANT: Final = b"conformance"

@@ -15,7 +15,16 @@ from typing import Any, Final, Literal
 
 from hsmux_protocol.columns import pack_column, unpack_column
 
-__all__ = ["ITEMS_MAX", "Arguments", "Column", "Job", "Message", "Payload", "Request"]
+__all__ = [
+    "ITEMS_MAX",
+    "MESSAGE_ITEMS_SIZE_MAX",
+    "Arguments",
+    "Column",
+    "Job",
+    "Message",
+    "Payload",
+    "Request",
+]
 
 ITEMS_MAX: Final = 64
 """Items of one message: a lost worker loses no more work than that."""
