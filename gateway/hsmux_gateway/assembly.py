@@ -38,6 +38,7 @@ from .references import reference_source
 from .root import ArenaSealer
 from .status_service import StatusService
 from .store import StoreWriter
+from .store.rows import CA_KEY
 from .tls import make_server_context
 
 __all__ = ["Gateway"]
@@ -175,7 +176,7 @@ class Gateway:
         )
 
     def _authority(self) -> DeploymentAuthority:
-        row = self.catalog.gateway_keys.get("ca")
+        row = self.catalog.gateway_keys.get(CA_KEY)
         if row is None:
             raise OperatorError("the deployment has no CA: run `hsmux init` again")
         base = self.base
@@ -211,6 +212,7 @@ class Gateway:
             for name, number in self.reconciliation.unclaimed.items()
             if number
         ]
+        found += self.reconciliation.unproven
         worn = self._counters.worn()
         found += [
             f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"

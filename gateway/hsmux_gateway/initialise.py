@@ -7,10 +7,11 @@ steps and finds all done but its own certificate.
     1. the store's tables and the deployment's identity
     2. the root: a token object named by an intent row first, or the development root file
     3. the key-encryption key, sealed by the root, and with it every row: one transaction
-    4. the CA: key in the token (or sealed), certificate in the store
-    5. the gateway's own certificate and private key, as files; made anew when they are of another
+    4. the wrapping key in the token, where there is one
+    5. the CA: key in the token (or sealed), certificate in the store
+    6. the gateway's own certificate and private key, as files; made anew when they are of another
        CA, do not carry the configured names, or are about to end
-    6. the first administrator: client key as files, then access point and client key in the store;
+    7. the first administrator: client key as files, then access point and client key in the store;
        another client key where the files are gone, are of one that is revoked, or are about to end
 """
 
@@ -36,11 +37,20 @@ from .access.identities import spki_sha256
 from .authority_key import DeploymentAuthority, ca_material, token_private_key
 from .config import Config
 from .errors import OperatorError
-from .hsm.errors import TokenError
+from .hsm.errors import TokenError, Unsupported
 from .hsm.token import HsmKey, Token
 from .instance import Instance, write_file
 from .root import ArenaSealer, FileRoot, HsmRoot, Root, make_kek, open_kek
-from .store.rows import AccessPointRow, ClientKeyRow, GatewayKeyRow, IntentRow, RootRow, Row
+from .store.rows import (
+    CA_KEY,
+    WRAPPING_KEY,
+    AccessPointRow,
+    ClientKeyRow,
+    GatewayKeyRow,
+    IntentRow,
+    RootRow,
+    Row,
+)
 from .store.store import Store
 from .store.transaction import Reader, Transaction
 
@@ -189,6 +199,11 @@ async def _seal_store(
     """Steps 2 and 3."""
     root, intent = await _make_root(config, arena, tokens, store)
     sealer, rows = await make_kek(arena, root, store)
+    if not config.root.file:
+        log.warning(
+            "only one root seals this store: without its token nothing opens; keep a backup of it",
+            token=config.root.token,
+        )
 
     def work(transaction: Transaction) -> None:
         for row in rows:
@@ -200,20 +215,69 @@ async def _seal_store(
     return sealer
 
 
+async def _find_own(store: Store, name: str) -> GatewayKeyRow | None:
+    """A key of the deployment's own, if an earlier run made it."""
+    found: GatewayKeyRow | None = await trio.to_thread.run_sync(
+        store.read, lambda reader: reader.get(GatewayKeyRow, name)
+    )
+    return found
+
+
+async def _keep_own(store: Store, row: GatewayKeyRow, intent: IntentRow | None) -> GatewayKeyRow:
+    """Store a key of the deployment's own; its intent ends in the same transaction."""
+
+    def work(transaction: Transaction) -> GatewayKeyRow:
+        if intent is not None:
+            transaction.finish_intent(intent.intent_id)
+        return transaction.insert(row)
+
+    return await trio.to_thread.run_sync(store.write, work)
+
+
+async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: Store) -> None:
+    """Step 4; a root file's deployment has no token that could wrap.
+
+    A token that cannot wrap as it must serves all the same, without keys that live outside it.
+    """
+    if not config.root.token or await _find_own(store, WRAPPING_KEY) is not None:
+        return
+    token = tokens[config.root.token]
+    try:
+        made, intent = await _make_in_token(
+            store, token, "create_wrapping_key", "AES_256", WRAPPING_KEY
+        )
+    except OperatorError as error:
+        if not isinstance(error.__cause__, Unsupported):
+            raise
+        log.warning("no wrapping key", token=token.name, error=str(error.__cause__))
+        return
+    row = GatewayKeyRow(
+        name=WRAPPING_KEY,
+        spec=made.spec,
+        token=token.name,
+        cka_id=made.cka_id,
+        public_key=b"",
+        certificate=b"",
+        material=b"",
+        proof=made.proof,
+        state="active",
+        created_at_ms=_now_ms(),
+    )
+    await _keep_own(store, row, intent)
+
+
 async def _make_ca(
     config: Config, arena: Arena, sealer: ArenaSealer, tokens: dict[str, Token], store: Store
 ) -> GatewayKeyRow:
-    """Step 4."""
-    found: GatewayKeyRow | None = await trio.to_thread.run_sync(
-        store.read, lambda reader: reader.get(GatewayKeyRow, "ca")
-    )
+    """Step 5."""
+    found = await _find_own(store, CA_KEY)
     if found is not None:
         return found
     now = datetime.datetime.now(datetime.UTC)
     token_name, cka_id, material, intent = "", b"", b"", None
     if config.root.token:
         token = tokens[config.root.token]
-        made, intent = await _make_in_token(store, token, "create_ca", "EC_P256", "ca")
+        made, intent = await _make_in_token(store, token, "create_ca", "EC_P256", CA_KEY)
         key = token_private_key(token, made)
         token_name, cka_id = token.name, made.cka_id
     else:
@@ -221,7 +285,7 @@ async def _make_ca(
         material = ca_material(arena, sealer.slot, store.deployment_id, key)
     certificate = await trio.to_thread.run_sync(issue_ca, key, store.deployment_id, now)
     row = GatewayKeyRow(
-        name="ca",
+        name=CA_KEY,
         spec="EC_P256",
         token=token_name,
         cka_id=cka_id,
@@ -234,13 +298,7 @@ async def _make_ca(
         state="active",
         created_at_ms=_now_ms(),
     )
-
-    def work(transaction: Transaction) -> GatewayKeyRow:
-        if intent is not None:
-            transaction.finish_intent(intent.intent_id)
-        return transaction.insert(row)
-
-    return await trio.to_thread.run_sync(store.write, work)
+    return await _keep_own(store, row, intent)
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -272,7 +330,7 @@ def _issue_to(
 async def _make_server_certificate(
     config: Config, instance: Instance, authority: DeploymentAuthority
 ) -> None:
-    """Step 5; the private key comes first, so a certificate is never there without it."""
+    """Step 6; the private key comes first, so a certificate is never there without it."""
     names = server_names(config.server.names)
     if _serves(instance, authority.certificate, names):
         return
@@ -316,7 +374,7 @@ def _load_pair(certificate: Path, private_key: Path) -> x509.Certificate | None:
 async def _make_administrator(
     instance: Instance, authority: DeploymentAuthority, store: Store
 ) -> Initialised:
-    """Step 6; the files come first, so a client key that is accepted is never without them."""
+    """Step 7; the files come first, so a client key that is accepted is never without them."""
     directory = instance.administrator
     paths = Initialised(
         directory / "administrator.pem", directory / "administrator.key", directory / "ca.pem"
@@ -377,6 +435,7 @@ async def initialise(
         sealer = await _seal_store(config, arena, tokens, store)
     else:
         sealer = await unlock(config, arena, tokens, store)
+    await _make_wrapping_key(config, tokens, store)
     row = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
     await _make_server_certificate(config, instance, authority)

@@ -9,7 +9,8 @@ from structlog.testing import capture_logs
 
 from hsmux_gateway.hsm.memory import MemoryToken
 from hsmux_gateway.hsm.token import HsmKey
-from hsmux_gateway.store import IntentRow, KeyVersionRow, Transaction
+from hsmux_gateway.store import GatewayKeyRow, IntentRow, KeyVersionRow, Transaction
+from hsmux_gateway.store.rows import WRAPPING_KEY
 from hsmux_protocol.errors import Unavailable
 from tests.gateway.parts import Parts, running_parts
 
@@ -72,6 +73,39 @@ async def test_unclaimed_objects_are_told_and_stay() -> None:
         assert logs[0]["cka_ids"] == [(b"4" * 16).hex()]
         await parts.reconciliation.reconcile()
         assert b"4" * 16 in await _objects(parts.token)
+
+
+async def test_an_own_key_that_is_lost_or_another_one_is_told() -> None:
+    async with running_parts() as parts:
+        deadline = time.monotonic() + 9
+        made = await parts.token.generate("AES_256", b"w" * 16, deadline=deadline, role="wrapping")
+        other = await parts.token.generate("AES_256", b"o" * 16, deadline=deadline, role="wrapping")
+        row = GatewayKeyRow(
+            name=WRAPPING_KEY,
+            spec=made.spec,
+            token=parts.token.name,
+            cka_id=made.cka_id,
+            public_key=b"",
+            certificate=b"",
+            material=b"",
+            proof=made.proof,
+            state="active",
+            created_at_ms=0,
+        )
+        stored = await parts.effects.write(lambda transaction: transaction.insert(row))
+        await parts.reconciliation.survey()
+        assert parts.reconciliation.unproven == []
+        swapped = msgspec.structs.replace(stored, cka_id=other.cka_id)
+        await parts.effects.write(lambda transaction: transaction.update(swapped))
+        await parts.reconciliation.survey()
+        (told,) = parts.reconciliation.unproven
+        assert "wrapping" in told and parts.token.name in told
+        await parts.token.destroy(other, deadline=deadline)
+        await parts.reconciliation.survey()
+        assert parts.reconciliation.unproven == [told]
+        parts.token.away = True
+        await parts.reconciliation.survey()
+        assert parts.reconciliation.unproven == []
 
 
 async def test_a_token_that_is_away_is_asked_again_later() -> None:

@@ -122,4 +122,4 @@ class HsmKeys:
 
 def gateway_hsm_key(row: GatewayKeyRow) -> HsmKey:
     """A key of the gateway's own as its token knows it."""
-    return HsmKey(row.cka_id, row.spec, row.proof, row.public_key)
+    return HsmKey(row.cka_id, row.spec, row.proof, row.public_key, row.name)

@@ -17,11 +17,11 @@ import structlog
 
 from ..catalog import Catalog
 from ..effects import Effects
-from ..hsm.errors import TokenError
+from ..hsm.errors import KeyMissing, KeyQuarantined, TokenError
 from ..hsm.token import HsmKey
 from ..store.rows import GatewayKeyRow, IntentRow, RootRow
 from ..store.transaction import Reader, Transaction
-from .hsm_keys import HsmKeys
+from .hsm_keys import HsmKeys, gateway_hsm_key
 from .lifecycle_service import INTENT_LEASE_MS, now_ms
 
 __all__ = ["Reconciliation"]
@@ -46,6 +46,7 @@ class Reconciliation:
 
     Attributes:
         unclaimed: How many objects a token had at the last survey that nobody here knows.
+        unproven: The gateway's own keys that were not what they should be at the last survey.
     """
 
     def __init__(self, catalog: Catalog, effects: Effects, hsm_keys: HsmKeys, owner: str) -> None:
@@ -54,13 +55,15 @@ class Reconciliation:
         self._hsm_keys = hsm_keys
         self._owner = owner
         self.unclaimed: dict[str, int] = {}
+        self.unproven: list[str] = []
 
     async def survey(self) -> None:
-        """Count the objects of each token that nobody here knows.
+        """Prove the gateway's own keys, and count the objects of tokens that nobody here knows.
 
         Raises:
             HsmuxError: The store is away.
         """
+        await self._prove_own()
         for name, token in self._hsm_keys.tokens.items():
             deadline = time.monotonic() + TOKEN_TIMEOUT_S
             try:
@@ -74,6 +77,22 @@ class Reconciliation:
             if unknown:
                 shown = sorted(cka_id.hex() for cka_id in unknown)[:UNCLAIMED_SHOWN_MAX]
                 log.warning("unclaimed objects", token=name, number=len(unknown), cka_ids=shown)
+
+    async def _prove_own(self) -> None:
+        unproven = []
+        for row in list(self._catalog.gateway_keys.values()):
+            token = self._hsm_keys.tokens.get(row.token)
+            if token is None:
+                continue
+            try:
+                deadline = time.monotonic() + TOKEN_TIMEOUT_S
+                await token.prove(gateway_hsm_key(row), deadline=deadline)
+            except (KeyMissing, KeyQuarantined) as error:
+                unproven.append(f"token {row.token}: the {row.name} key is lost or another one")
+                log.critical("an own key fails", token=row.token, key=row.name, error=str(error))
+            except TokenError as error:
+                log.warning("own keys cannot be proven", token=row.token, error=str(error))
+        self.unproven = unproven
 
     async def _known(self, token: str) -> set[bytes]:
         """CKA_IDs of everything the store names in a token."""

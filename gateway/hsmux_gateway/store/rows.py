@@ -34,6 +34,7 @@ import msgspec
 __all__ = [
     "ACCESS_POINTS",
     "ALIASES",
+    "CA_KEY",
     "CLIENT_KEYS",
     "COUNTERS",
     "DEPLOYMENT",
@@ -48,6 +49,7 @@ __all__ = [
     "SETTINGS",
     "STATE",
     "TABLES",
+    "WRAPPING_KEY",
     "AccessPointRow",
     "AliasRow",
     "ClientKeyRow",
@@ -154,8 +156,15 @@ class KekSealRow(Row, frozen=True):
     row_revision: int = 0
 
 
+CA_KEY: Final = "ca"
+"""The gateway key that signs client and server certificates."""
+
+WRAPPING_KEY: Final = "wrapping"
+"""The gateway key that wraps keys which live outside their token."""
+
+
 class GatewayKeyRow(Row, frozen=True):
-    """A key the gateway made for itself, such as "wrapping" or "ca".
+    """A key the gateway made for itself; its name says what for.
 
     Attributes:
         material: The inner sealed blob of a software key; empty for a token object.
