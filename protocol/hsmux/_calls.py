@@ -20,6 +20,7 @@ from hsmux_protocol.references import ALIAS_PREFIX, format_identifier, format_ke
 from hsmux_protocol.references import parse_identifier as parse
 
 from ._pem import der_of_request, pem_of
+from ._retry import check_timeout
 from .results import (
     AccessPoint,
     ClientKey,
@@ -43,6 +44,8 @@ __all__ = [
     "create_key",
     "decrypt",
     "encrypt",
+    "end_of",
+    "following_page",
     "generate_random",
     "list_access_points",
     "list_client_keys",
@@ -85,6 +88,10 @@ class Call(NamedTuple, Generic[T]):
     arguments: list[Any]
     convert: Callable[[list[Any]], T]
 
+    def __repr__(self) -> str:
+        # Never the arguments: a plaintext is among them.
+        return f"Call({self.operation.name})"
+
     def result(self, values: list[Any]) -> T:
         """The method's result.
 
@@ -93,7 +100,7 @@ class Call(NamedTuple, Generic[T]):
         """
         try:
             return self.convert(values)
-        except (RemoteProtocolError, ValueError) as error:
+        except (RemoteProtocolError, ValueError, OverflowError) as error:
             raise ProtocolError(f"an answer to {self.operation.name}: {error}") from None
 
 
@@ -118,8 +125,23 @@ def make_call(name: str, convert: Callable[[list[Any]], T], *arguments: Any) -> 
 
 
 def timeout_of(call: Call[Any], timeout_s: float | None) -> float:
-    """Seconds a call has: what the caller says, else the operation's own time."""
-    return call.operation.deadline_default_ms / 1000 if timeout_s is None else timeout_s
+    """Seconds a call has: what the caller says, else the operation's own time.
+
+    Raises:
+        InvalidArgument: `timeout_s` is not a number.
+    """
+    if timeout_s is None:
+        return call.operation.deadline_default_ms / 1000
+    return check_timeout(timeout_s)
+
+
+def end_of(now: float, timeout_s: float | None) -> float | None:
+    """When all of several requests must be done; None where each has its operation's own time.
+
+    Raises:
+        InvalidArgument: `timeout_s` is not a number.
+    """
+    return None if timeout_s is None else now + check_timeout(timeout_s)
 
 
 def options_of(call: Call[Any], idempotency_token: bytes | None) -> dict[str, Any]:
@@ -130,7 +152,9 @@ def options_of(call: Call[Any], idempotency_token: bytes | None) -> dict[str, An
     """
     if not call.operation.changes:
         return {}
-    token = idempotency_token or secrets.token_bytes(IDEMPOTENCY_TOKEN_SIZE)
+    token = idempotency_token
+    if token is None:
+        token = secrets.token_bytes(IDEMPOTENCY_TOKEN_SIZE)
     try:
         return {"idempotency_token": OPTIONS["idempotency_token"].write(token)}
     except ValueError as error:
@@ -255,7 +279,7 @@ def create_key(
 ) -> Call[Key]:
     """Make a key; what is None follows from the rest."""
     if usage is None:
-        known = KEY_SPECS.get(spec)
+        known = KEY_SPECS.get(spec) if isinstance(spec, str) else None
         usage = known.usage if known else ""
     if protection is None:
         protection = "hardware" if storage else "software"
@@ -282,6 +306,17 @@ def _list(name: str, convert: Callable[[Any], R], following: bytes) -> Call[Page
         return Page([convert(record) for record in values[0]], values[1])
 
     return make_call(name, page, following, PAGE_ITEMS_MAX)
+
+
+def following_page(page: Page[Any], previous: bytes) -> bytes:
+    """Where the next page begins; empty at the end of the list.
+
+    Raises:
+        ProtocolError: There is no end to this list.
+    """
+    if page.following and (page.following == previous or not page.items):
+        raise ProtocolError("a list that does not go on and does not end")
+    return page.following
 
 
 def list_keys(following: bytes) -> Call[Page[Key]]:
@@ -320,13 +355,18 @@ def create_client_key(
             None if private_key is None else private_key.decode("ascii"),
         )
 
-    request = None if csr is None else der_of_request(csr)
+    try:
+        request = None if csr is None else der_of_request(csr)
+    except ValueError as error:
+        raise InvalidArgument(f"create_client_key: {error}") from None
     return make_call("create_client_key", convert, access_point, request, validity_days)
 
 
 def revoke_client_key(client_key_id: str) -> Call[ClientKey]:
     """Refuse a client key from now on."""
     try:
+        if not isinstance(client_key_id, str):
+            raise ValueError(f"client_key_id: must be text, {CLIENT_KEY_PREFIX}<identifier>")
         identifier = parse(CLIENT_KEY_PREFIX, client_key_id)
     except ValueError as error:
         raise InvalidArgument(f"revoke_client_key: {error}") from None

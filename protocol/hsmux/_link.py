@@ -4,15 +4,15 @@ Whoever owns the socket puts received bytes in with `receive` and sends what `ta
 a `Slot` is filled when its answer comes or when it can no longer come. Calls are short and wait for
 nothing; the owner serialises them.
 
-A link begins (TLS handshake, HELLO, WELCOME: `is_open`), may be told to go away (`is_leaving`: open
+A link begins (TLS handshake, HELLO, WELCOME: `is_open`), may be told to go away (`goaway`: open
 requests are still answered, new ones go to another link) and ends once (`ended` says why). A
 request that is given up stays open in the protocol until its answer comes, so that its id is not
-used again.
+used again, and the gateway owes that answer still (`is_owed`).
 """
 
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from hsmux_protocol import __version__
 from hsmux_protocol.connection import VERSION, ClientConnection, State
@@ -30,6 +30,7 @@ from hsmux_protocol.frames import (
     Cancel,
     Error,
     Frame,
+    Goaway,
     Hello,
     Ping,
     Pong,
@@ -39,9 +40,14 @@ from hsmux_protocol.frames import (
 )
 from hsmux_protocol.operations import Operation
 
-from ._tls import ConnectionLost, TlsChannel
+from ._tls import ClientClosed, ConnectionLost, TlsChannel
 
 __all__ = ["Link", "Slot"]
+
+PONGS_SIZE_MAX: Final = 64 * 1024
+"""Bytes that wait to be sent at which a PING gets no answer: a peer that asks and never reads must
+not fill our memory.
+"""
 
 
 class Slot:
@@ -94,8 +100,12 @@ class Link:
         context: From `make_client_context`.
         server_name: What the gateway's certificate must name.
 
+    Raises:
+        InvalidArgument: `server_name` is no name.
+
     Attributes:
         ended: Why nothing more will come, once that is so.
+        goaway: What the gateway said when it wanted to go, once it has.
     """
 
     def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
@@ -105,6 +115,7 @@ class Link:
         self._last_id = 0
         self._has_greeted = False
         self.ended: HsmuxError | ConnectionLost | None = None
+        self.goaway: Goaway | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else self._protocol.state.value
@@ -121,11 +132,6 @@ class Link:
         return self.ended is None and self._protocol.state is State.OPEN
 
     @property
-    def is_leaving(self) -> bool:
-        """Whether the gateway wants new requests on another connection."""
-        return self._protocol.state is State.CLOSING
-
-    @property
     def has_room(self) -> bool:
         """Whether one more request may be open."""
         return len(self._protocol.open_ids) < self._protocol.pipeline_max
@@ -134,6 +140,11 @@ class Link:
     def is_idle(self) -> bool:
         """Whether nobody waits for an answer."""
         return not self._slots
+
+    @property
+    def is_owed(self) -> bool:
+        """Whether the gateway owes an answer, be it to somebody who has given up."""
+        return bool(self._protocol.open_ids)
 
     def take_outgoing(self) -> bytes:
         """The bytes to send now, in the order they are taken."""
@@ -173,14 +184,24 @@ class Link:
             TooLarge: The request is larger than the gateway accepts.
         """
         if not self.is_open:
-            raise ConnectionLost(str(self.ended or "the gateway closes the connection"))
+            raise self.why_not_open()
         slot.id = self._last_id + 1
+        request = Request(slot.id, slot.operation.number, budget_ms, arguments, options)
+        self._slots[slot.id] = slot
         try:
-            self._send(Request(slot.id, slot.operation.number, budget_ms, arguments, options))
+            self._send(request)
         except LocalProtocolError as error:
+            del self._slots[slot.id]
             raise TooLarge(f"{slot.operation.name}: {error}") from None
         self._last_id = slot.id
-        self._slots[slot.id] = slot
+
+    def why_not_open(self) -> ConnectionLost:
+        """What to raise where an open link is needed; another link may be, unless the client was
+        closed.
+        """
+        if isinstance(self.ended, ClientClosed):
+            return ClientClosed()
+        return ConnectionLost(str(self.ended or "the gateway closes the connection"))
 
     def give_up(self, slot: Slot) -> None:
         """Nobody waits for a slot any more: cancel the request if it is still open."""
@@ -191,32 +212,33 @@ class Link:
         """The socket failed, or is given up."""
         self._fail(ConnectionLost(reason))
 
-    def close(self) -> None:
-        """Say close_notify; nobody waits any more."""
+    def close(self, reason: ConnectionLost) -> None:
+        """Say close_notify, and tell whoever still waits the reason."""
         self._tls.close()
-        self._fail(ConnectionLost("the client was closed"))
+        self._fail(reason)
 
     def _send(self, frame: Frame) -> None:
         self._tls.write(self._protocol.send(frame))
+        if self._tls.ended is not None:
+            self._fail(self._tls.ended)
 
     def _take(self, frame: Frame) -> None:
-        if isinstance(frame, Result):
-            slot = self._slots.pop(frame.id, None)
-            if slot is not None:
+        if isinstance(frame, Result | Error) and frame.id in self._slots:
+            # The slot stays here until it is filled: if the answer is malformed, or we are
+            # interrupted, the link ends and tells this slot as all others.
+            slot = self._slots[frame.id]
+            if isinstance(frame, Error):
+                slot.fill(_error_of(frame))
+            else:
                 slot.fill(read_fields(slot.operation.results, frame.values))
-        elif isinstance(frame, Error):
-            error = error_from_wire(
-                frame.number,
-                frame.text,
-                reference=frame.reference,
-                retry_after_ms=frame.retry_after_ms,
-            )
-            if frame.id == 0:
-                self._fail(error)
-            elif (waiting := self._slots.pop(frame.id, None)) is not None:
-                waiting.fill(error)
+            del self._slots[frame.id]
+        elif isinstance(frame, Error) and frame.id == 0:
+            self._fail(_error_of(frame))
         elif isinstance(frame, Ping):
-            self._send(Pong(frame.number))
+            if self._tls.outgoing_size < PONGS_SIZE_MAX:
+                self._send(Pong(frame.number))
+        elif isinstance(frame, Goaway):
+            self.goaway = frame
 
     def _fail(self, reason: HsmuxError | ConnectionLost) -> None:
         """End, for the first reason there is, and tell everybody who waits.
@@ -228,7 +250,25 @@ class Link:
             self.ended = reason
         self._protocol.close()
         slots, self._slots = list(self._slots.values()), {}
-        refusal = type(self.ended) if isinstance(self.ended, Unauthenticated) else ConnectionLost
         for slot in slots:
-            # An exception of its own for each: they are raised in several threads.
-            slot.fill(refusal(str(self.ended)))
+            slot.fill(_told(self.ended))
+
+
+def _error_of(frame: Error) -> HsmuxError:
+    return error_from_wire(
+        frame.number,
+        frame.text,
+        reference=frame.reference,
+        retry_after_ms=frame.retry_after_ms,
+    )
+
+
+def _told(reason: HsmuxError | ConnectionLost) -> HsmuxError | ConnectionLost:
+    """Why a link ended, as one who waits is told: an exception of its own, because they are raised
+    in several threads.
+    """
+    if isinstance(reason, Unauthenticated):
+        return Unauthenticated(reason.text, reference=reason.reference)
+    if isinstance(reason, ClientClosed):
+        return ClientClosed()
+    return ConnectionLost(str(reason))

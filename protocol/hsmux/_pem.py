@@ -23,6 +23,17 @@ def pem_of(label: str, der: bytes) -> str:
 
 
 def der_of_request(request: bytes) -> bytes:
-    """A PKCS#10 request as DER; what is not PEM is taken to be DER already."""
+    """A PKCS#10 request as DER; what is not PEM is taken to be DER already.
+
+    Raises:
+        ValueError: It is not bytes, or what stands in the PEM is not base64.
+    """
+    if not isinstance(request, bytes | bytearray | memoryview):
+        raise ValueError("csr: must be bytes, PEM or DER")
     found = _REQUEST.search(request)
-    return base64.b64decode(found["body"]) if found else request
+    if found is None:
+        return bytes(request)
+    try:
+        return base64.b64decode(found["body"])
+    except ValueError as error:
+        raise ValueError(f"csr: not PEM: {error}") from None

@@ -7,7 +7,7 @@ What decides is whether the request can have been done:
 * The connection was lost before its answer came: it may have been done. Reading and computing may
   be done twice; a change is sent again only under its idempotency token, which makes the gateway
   answer for the change that was done instead of doing it again.
-* Anything else is the caller's to know.
+* The client was closed, or anything else: the caller's to know.
 
 Nothing is sent again after the caller's deadline. Then the caller gets what failed last; but a
 change that may have been done, and about which no answer came since, is OutcomeUnknown.
@@ -16,26 +16,39 @@ change that may have been done, and about which no answer came since, is Outcome
 import random
 from typing import Final
 
-from hsmux_protocol.errors import DeadlineExceeded, HsmuxError, OutcomeUnknown, Unavailable
+from hsmux_protocol.errors import (
+    DeadlineExceeded,
+    HsmuxError,
+    InvalidArgument,
+    OutcomeUnknown,
+    Unavailable,
+)
 from hsmux_protocol.operations import Operation
 
-from ._tls import ConnectionLost
+from ._tls import ClientClosed, ConnectionLost
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
     "FAILURES",
     "GRACE_S",
-    "Closed",
     "Effort",
     "TimedOut",
+    "budget_ms",
+    "check_timeout",
     "unreachable",
 ]
 
 CONNECT_TIMEOUT_S: Final = 10.0
 """Seconds to connect, over all addresses."""
 
+TIMEOUT_S_MAX: Final = 86_400.0
+"""Seconds a caller can wait: what every kind of waiting can count, and longer than any request."""
+
 GRACE_S: Final = 0.5
 """Seconds the gateway's own word on a passed deadline may come later than the deadline."""
+
+BUDGET_MS_MAX: Final = 2**32 - 1
+"""Milliseconds a request can say: a u32."""
 
 PAUSE_MIN_S: Final = 0.05
 PAUSE_MAX_S: Final = 2.0
@@ -47,11 +60,7 @@ class TimedOut(Exception):
     """No answer came within the deadline and its grace. Never leaves the package."""
 
 
-class Closed(Exception):
-    """The client was closed. Never leaves the package."""
-
-
-FAILURES: Final = (HsmuxError, ConnectionLost, TimedOut, Closed)
+FAILURES: Final = (HsmuxError, ConnectionLost, TimedOut)
 """What a try of a request can end in, for an effort to judge."""
 
 
@@ -77,15 +86,11 @@ class Effort:
         if now >= self.deadline:
             raise TimedOut
 
-    def budget_ms(self, now: float) -> int:
-        """What is left of the deadline, as a request says it: milliseconds, at least 1."""
-        return max(1, min(int((self.deadline - now) * 1000), 2**32 - 1))
-
     def failed(self, error: Exception, now: float, *, sent: bool) -> float:
         """The pause before the next try in seconds.
 
         Args:
-            error: HsmuxError, ConnectionLost, TimedOut or Closed.
+            error: HsmuxError, ConnectionLost or TimedOut.
             now: The time.
             sent: Whether the request had left; false while there was no connection.
 
@@ -101,7 +106,7 @@ class Effort:
         return pause_s
 
     def _pause_s(self, error: Exception) -> float | None:
-        if isinstance(error, TimedOut | Closed):
+        if isinstance(error, TimedOut | ClientClosed):
             return None
         if isinstance(error, HsmuxError) and not error.retryable:
             return None
@@ -124,11 +129,28 @@ class Effort:
             return error
         if isinstance(error, TimedOut):
             return DeadlineExceeded(f"{self._operation.name}: no answer came in time")
-        if isinstance(error, Closed):
-            return Unavailable("the client was closed; make a new one")
         return unreachable(error)
+
+
+def budget_ms(deadline: float, now: float) -> int:
+    """What is left until a deadline, as a request says it: milliseconds, at least 1."""
+    return max(1, min(int((deadline - now) * 1000), BUDGET_MS_MAX))
+
+
+def check_timeout(timeout_s: float) -> float:
+    """A timeout that a caller named; one that is endless or longer is cut to `TIMEOUT_S_MAX`.
+
+    Raises:
+        InvalidArgument: It is not a number.
+    """
+    is_number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
+    if not is_number or timeout_s != timeout_s:
+        raise InvalidArgument(f"timeout_s: must be a number of seconds, not {timeout_s!r}")
+    return min(timeout_s, TIMEOUT_S_MAX)
 
 
 def unreachable(error: Exception) -> Unavailable:
     """What a caller sees of a connection that cannot be had."""
+    if isinstance(error, ClientClosed):
+        return Unavailable(str(error))
     return Unavailable(f"{error}; check that the gateway runs and the address is right")

@@ -30,7 +30,7 @@ from hsmux_protocol.errors import InvalidArgument, Unauthenticated
 
 from .profiles import Profile
 
-__all__ = ["ConnectionLost", "TlsChannel", "make_client_context"]
+__all__ = ["ClientClosed", "ConnectionLost", "TlsChannel", "make_client_context"]
 
 RECORD_SIZE: Final = 16 * 1024
 """Bytes of the largest TLS record, the most that one SSLObject.read returns."""
@@ -68,6 +68,13 @@ class ConnectionLost(Exception):
     """
 
 
+class ClientClosed(ConnectionLost):
+    """The connection ended because the client was closed: there will be no other one."""
+
+    def __init__(self) -> None:
+        super().__init__("the client was closed; make a new one")
+
+
 def make_client_context(profile: Profile) -> ssl.SSLContext:
     """A context for TLS 1.3 with the client certificate of a profile.
 
@@ -82,7 +89,7 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
     context.set_alpn_protocols([ALPN])
     try:
         context.load_verify_locations(cafile=profile.ca)
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidArgument(
             f"ca: {profile.ca}: {_file_problem(error)}; it is the PEM file of the CA that signs "
             "the gateway's certificate"
@@ -90,7 +97,7 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
     try:
         # An encrypted key would make OpenSSL ask on the terminal; an empty password refuses it.
         context.load_cert_chain(profile.certificate, profile.private_key, password="")
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:
         raise InvalidArgument(
             f"certificate, private_key: {profile.certificate}, {profile.private_key}: "
             f"{_file_problem(error)}; they are PEM files of the client certificate and its "
@@ -99,14 +106,21 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
     return context
 
 
-def _file_problem(error: OSError) -> str:
+def _file_problem(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLError):
         return f"cannot be used ({error.reason or 'not PEM'})"
-    return f"cannot be read ({error.strerror})"
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
 class TlsChannel:
     """One TLS connection, client side.
+
+    Args:
+        context: From `make_client_context`.
+        server_name: What the gateway's certificate must name.
+
+    Raises:
+        InvalidArgument: That is no name and no IP address.
 
     Attributes:
         handshaken: Whether the handshake is done on this side.
@@ -116,7 +130,14 @@ class TlsChannel:
     def __init__(self, context: ssl.SSLContext, server_name: str) -> None:
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        try:
+            self._tls = context.wrap_bio(
+                self._incoming, self._outgoing, server_hostname=server_name
+            )
+        except ValueError as error:
+            raise InvalidArgument(
+                f"server_name: {server_name!r} is no host name and no IP address: {error}"
+            ) from None
         self.handshaken = False
         self.ended: Unauthenticated | ConnectionLost | None = None
         self._handshake()

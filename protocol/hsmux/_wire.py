@@ -2,15 +2,21 @@
 
 Both clients wait in their own way and then call `receive` and `flush` here. What the socket does
 not take at once is kept, and goes first the next time, so that no TLS record is ever torn.
+
+A gateway can be gone without the connection ending: stopped, or behind a cable that was pulled out.
+It is taken for lost when a request has had its time and nothing at all has come for a while since
+an answer is owed. A cancelled request is owed its answer too: otherwise a caller with short
+timeouts would begin to wait anew each time and never find out.
 """
 
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from ._link import Link
+from ._link import Link, Slot
+from ._retry import TimedOut, budget_ms
 
-__all__ = ["Wire"]
+__all__ = ["Wire", "set_options"]
 
 RECEIVE_SIZE: Final = 256 * 1024
 """Bytes of one read from the socket."""
@@ -18,8 +24,23 @@ RECEIVE_SIZE: Final = 256 * 1024
 STALE_S: Final = 1.0
 """Seconds of silence after which a connection is looked at before it is used again."""
 
+SILENT_S: Final = 1.0
+"""Seconds in which a gateway that owes an answer must let hear something of it."""
+
 USER_TIMEOUT_MS: Final = 30_000
 """Milliseconds sent data may stay unacknowledged before the kernel drops the gateway."""
+
+
+def set_options(connected: socket.socket) -> None:
+    """What a connected socket needs to be a link's.
+
+    Raises:
+        OSError: The connection has ended already.
+    """
+    connected.setblocking(False)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 class Wire:
@@ -27,21 +48,17 @@ class Wire:
 
     Args:
         link: Not yet begun.
-        connected: A connected socket; it becomes non-blocking and belongs to this object.
+        connected: A connected socket that belongs to this object and was given its options.
         clock: Tells the time in seconds.
     """
 
     def __init__(self, link: Link, connected: socket.socket, clock: Callable[[], float]) -> None:
-        connected.setblocking(False)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         self.link = link
         self.socket = connected
         self._clock = clock
         self._unsent = memoryview(b"")
         self._buffer = memoryview(bytearray(RECEIVE_SIZE))
-        self._received_at = clock()
+        self._received_at = self._owed_since = clock()
 
     @property
     def has_unsent(self) -> bool:
@@ -53,9 +70,27 @@ class Wire:
         """Whether nothing is asked and nothing was heard for a while: it may have ended."""
         return self.link.is_idle and self._clock() - self._received_at > STALE_S
 
-    def is_silent_since(self, moment: float) -> bool:
-        """Whether nothing at all came since a moment that is some time ago."""
-        return self._received_at < moment < self._clock() - STALE_S
+    @property
+    def is_silent(self) -> bool:
+        """Whether an answer is owed and nothing at all has come for a while."""
+        since = max(self._received_at, self._owed_since)
+        return self.link.is_owed and self._clock() - since > SILENT_S
+
+    def submit(self, slot: Slot, arguments: list[Any], deadline: float, options: Any) -> None:
+        """Send a request with what is left until its deadline.
+
+        Raises:
+            ConnectionLost: The link is not open: the request was not sent.
+            TimedOut: The deadline has passed: the request was not sent.
+            TooLarge: The request is larger than the gateway accepts.
+        """
+        now = self._clock()
+        if now >= deadline:
+            raise TimedOut
+        if not self.link.is_owed:
+            self._owed_since = now
+        self.link.submit(slot, arguments, budget_ms(deadline, now), options)
+        self.flush()
 
     def receive(self) -> None:
         """Take what the socket has now, and let the link see it."""

@@ -4,27 +4,32 @@ One `Client` is one connection, shared by any number of threads; their requests 
 and are answered in any order. A connection that ends, or that the gateway wants to end, is replaced
 by the next request; what may be sent again is (see `_retry`). A child made by fork finds its
 inherited connection dropped and makes its own.
+
+One thread at a time connects; those who need a connection meanwhile sleep until it has one or has
+failed. The client's lock is held for short computations only, so `close` waits for nobody: it ends
+a connection that is being opened too.
 """
 
 import os
-import random
+import ssl
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 from hsmux_protocol.errors import HsmuxError
 
 from . import _calls
+from ._addresses import Addresses, why_none
 from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
-from ._blocking import BlockingLink, Ticket, connect_socket
+from ._blocking import BlockingLink, Ticket, Waiter, connect_socket
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
-from ._retry import CONNECT_TIMEOUT_S, FAILURES, Closed, Effort, unreachable
-from ._tls import ConnectionLost, make_client_context
+from ._retry import CONNECT_TIMEOUT_S, FAILURES, Effort, check_timeout, unreachable
+from ._tls import ClientClosed, ConnectionLost, make_client_context
 from .profiles import Profile, resolve_profile, split_address
 from .results import (
     AccessPoint,
@@ -49,27 +54,39 @@ class Client:
     """A gateway, for programs that block. Thread-safe; made by `connect`, ended by `close`.
 
     Every method takes `timeout_s`, the seconds after which it gives up, reconnecting and retrying
-    included; without it, the operation's own time (10 s, 30 s to make a key or for a batch).
+    included, at most a day; without it, the operation's own time (10 s, 30 s to make a key or for a
+    batch).
     Methods that change something take `idempotency_token`, 16 bytes: a repeated call with the same
     token and arguments is done once. Without it each call has a new one, so that it can be sent
     again after a lost connection.
 
     Every method may raise, beside what it names:
         Denied, Unauthenticated: The client key or its access point may not.
-        Busy, Unavailable: For now; `retryable` is true, and it was tried until the deadline.
+        Busy, Unavailable: For now; `retryable` is true, and it was tried until the deadline. Or the
+            client was closed.
         DeadlineExceeded: Time ran out.
         OutcomeUnknown: A change was sent and no answer came: it may have been done.
         InvalidArgument: An argument does not fit; nothing was sent.
+        ProtocolError, InternalError: Something is wrong with the gateway; its log tells more.
     """
 
     def __init__(self, profile: Profile, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._profile = profile
-        self._connect_timeout_s = connect_timeout_s
-        self._addresses = random.sample(profile.addresses, len(profile.addresses))
-        self._lock = threading.Lock()
-        self._blocking: BlockingLink | None = None
+        self._connect_timeout_s = check_timeout(connect_timeout_s)
+        self._addresses = Addresses(profile.addresses, time.monotonic)
         self._is_closed = False
+        self._begin()
         _clients.add(self)
+
+    def _begin(self) -> None:
+        """Without a connection, as a new client or as one in a new process."""
+        self._lock = threading.Lock()
+        self._link: BlockingLink | None = None
+        self._opening: BlockingLink | None = None
+        self._leaving: list[BlockingLink] = []
+        self._is_connecting = False
+        self._waiting: dict[Waiter, None] = {}
+        self._pausing: dict[Waiter, None] = {}
 
     @classmethod
     def connect(
@@ -110,14 +127,17 @@ class Client:
         )
         client = cls(resolved, timeout_s)
         try:
-            client._usable_link(time.monotonic() + timeout_s)
+            client._usable_link(time.monotonic() + client._connect_timeout_s)
         except ConnectionLost as error:
             raise unreachable(error) from None
         return client
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else repr(self._blocking)
+        state = "closed" if self._is_closed else repr(self._link)
         return f"Client({', '.join(self._profile.addresses)}, {state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Client is a connection: it cannot be copied or pickled; make a new one")
 
     def __enter__(self) -> Self:
         return self
@@ -134,8 +154,11 @@ class Client:
         """End the connection; threads that wait for answers get Unavailable or OutcomeUnknown."""
         with self._lock:
             self._is_closed = True
-            if self._blocking is not None:
-                self._blocking.close()
+            for each in (self._link, self._opening, *self._leaving):
+                if each is not None:
+                    each.close()
+            for waiter in (*self._waiting, *self._pausing):
+                waiter.wake()
 
     # Using keys
 
@@ -403,82 +426,90 @@ class Client:
         while True:
             ticket: Ticket | None = None
             try:
-                blocking, ticket = self._submit(call, options, effort)
-                return call.result(blocking.wait(ticket, effort.deadline))
+                link, ticket = self._submit(call, options, effort)
+                return call.result(link.wait(ticket, effort.deadline))
             except FAILURES as error:
                 pause_s = effort.failed(error, time.monotonic(), sent=ticket is not None)
-            time.sleep(pause_s)
+            self._pause(pause_s)
 
     def _submit(
         self, call: Call[Any], options: dict[str, Any], effort: Effort
     ) -> tuple[BlockingLink, Ticket]:
         now = time.monotonic()
         effort.check(now)
-        blocking = self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
-        budget_ms = effort.budget_ms(time.monotonic())
-        operation, arguments = call.operation, call.arguments
-        return blocking, blocking.submit(operation, arguments, budget_ms, options, effort.deadline)
+        link = self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
+        return link, link.submit(call.operation, call.arguments, options, effort.deadline)
+
+    def _pause(self, pause_s: float) -> None:
+        """Wait before the next try, unless the client is closed."""
+        waiter = Waiter()
+        try:
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._pausing[waiter] = None
+            waiter.sleep(pause_s)
+        finally:
+            with self._lock:
+                self._pausing.pop(waiter, None)
 
     def _perform_pages(
         self, page_call: Callable[[bytes], Call[Page[T]]], timeout_s: float | None
     ) -> list[T]:
         """Every page of a list; the time is for each page unless one is named for all."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        end = _calls.end_of(time.monotonic(), timeout_s)
         items: list[T] = []
         following = b""
         while True:
-            left_s = None if deadline is None else deadline - time.monotonic()
+            left_s = None if end is None else end - time.monotonic()
             page = self._perform(page_call(following), left_s)
             items += page.items
-            following = page.following
+            following = _calls.following_page(page, following)
             if not following:
                 return items
 
     def _perform_many(self, batches: Batches[T], timeout_s: float | None) -> list[T | HsmuxError]:
         """Keep `WINDOW` batches on their way; one that fails in the window is done by itself."""
-        end = None if timeout_s is None else time.monotonic() + timeout_s
-        open_batches: deque[tuple[Batch[T], Effort, BlockingLink | None, Ticket | None]] = deque()
+        end = _calls.end_of(time.monotonic(), timeout_s)
+        window: deque[tuple[Batch[T], Effort, tuple[BlockingLink, Ticket] | None]] = deque()
         try:
             for batch in batches.pending():
-                now = time.monotonic()
-                effort = Effort(
-                    batch.call.operation, end or now + _calls.timeout_of(batch.call, None)
-                )
-                open_batches.append((batch, effort, *self._try_submit(batch.call, effort)))
-                if len(open_batches) == WINDOW:
-                    self._finish_batch(batches, *open_batches.popleft())
-            while open_batches:
-                self._finish_batch(batches, *open_batches.popleft())
+                own_end = time.monotonic() + _calls.timeout_of(batch.call, None)
+                effort = Effort(batch.call.operation, own_end if end is None else end)
+                window.append((batch, effort, self._try_submit(batch.call, effort)))
+                if len(window) == WINDOW:
+                    self._finish_batch(batches, *window.popleft())
+            while window:
+                self._finish_batch(batches, *window.popleft())
         finally:
-            for _, _, blocking, ticket in open_batches:
-                if blocking is not None and ticket is not None:
-                    blocking.give_up(ticket)
+            for _, _, sent in window:
+                if sent is not None:
+                    link, ticket = sent
+                    link.give_up(ticket)
         return batches.results()
 
-    def _try_submit(
-        self, call: Call[Any], effort: Effort
-    ) -> tuple[BlockingLink | None, Ticket | None]:
+    def _try_submit(self, call: Call[Any], effort: Effort) -> tuple[BlockingLink, Ticket] | None:
         try:
             return self._submit(call, {}, effort)
         except FAILURES:
-            return None, None
+            return None
 
     def _finish_batch(
         self,
         batches: Batches[T],
         batch: Batch[T],
         effort: Effort,
-        blocking: BlockingLink | None,
-        ticket: Ticket | None,
+        sent: tuple[BlockingLink, Ticket] | None,
     ) -> None:
         try:
-            if blocking is not None and ticket is not None:
+            if sent is not None:
+                link, ticket = sent
                 try:
-                    values = blocking.wait(ticket, effort.deadline)
-                    batches.done(batch, batch.call.result(values))
+                    batches.done(batch, batch.call.result(link.wait(ticket, effort.deadline)))
                     return
                 except FAILURES as error:
-                    time.sleep(effort.failed(error, time.monotonic(), sent=True))
+                    pause_s = effort.failed(error, time.monotonic(), sent=True)
+                self._pause(pause_s)
             left_s = effort.deadline - time.monotonic()
             batches.done(batch, self._perform(batch.call, left_s))
         except HsmuxError as error:
@@ -489,54 +520,99 @@ class Client:
 
         Raises:
             HsmuxError: It is refused.
-            ConnectionLost: No address answers.
+            ConnectionLost: No address answers, or the client is closed.
         """
-        if not self._lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise ConnectionLost("another thread is still connecting")
+        waiter = Waiter()
+        is_mine = False
         try:
-            if self._is_closed:
-                raise Closed
-            if self._blocking is not None:
-                if self._blocking.link.is_open:
-                    return self._blocking
-                self._blocking.retire()
-            self._blocking = None
-            self._blocking = self._connect(deadline)
-            return self._blocking
+            while not is_mine:
+                with self._lock:
+                    if self._is_closed:
+                        raise ClientClosed
+                    if self._link is not None and self._link.link.is_open:
+                        return self._link
+                    if self._is_connecting:
+                        self._waiting[waiter] = None
+                    else:
+                        is_mine = self._is_connecting = True
+                if not is_mine:
+                    remaining_s = deadline - time.monotonic()
+                    if remaining_s <= 0:
+                        raise ConnectionLost("another thread is still connecting")
+                    waiter.sleep(remaining_s)
+            self._retire_link()
+            return self._connect(deadline)
         finally:
-            self._lock.release()
+            with self._lock:
+                self._waiting.pop(waiter, None)
+                if is_mine:
+                    self._is_connecting = False
+                    for each in self._waiting:
+                        each.wake()
+
+    def _retire_link(self) -> None:
+        """Let a connection that is not open any more go when its last request is answered."""
+        with self._lock:
+            if self._link is None:
+                return
+            self._leaving = [each for each in self._leaving if not each.is_closed]
+            self._leaving.append(self._link)
+            if self._link.link.goaway is not None:
+                self._addresses.leave(self._link.address, self._link.link.goaway.retry_after_ms)
+            self._link.retire()
+            self._link = None
 
     def _connect(self, deadline: float) -> BlockingLink:
-        """Try the addresses in turn; the one that works stays first."""
+        """Try the addresses in turn; only one thread does at a time."""
         context = make_client_context(self._profile)
-        lost = ConnectionLost("time ran out")
-        for left in range(len(self._addresses), 0, -1):
-            address = self._addresses[0]
-            # Each address gets its share, so that one that swallows packets leaves some for others.
-            now = time.monotonic()
-            until = now + max(0.0, deadline - now) / left
-            host, port = split_address(address)
+        failures: list[tuple[str, HsmuxError | ConnectionLost]] = []
+        for address, until in self._addresses.turns(deadline):
             try:
-                connected = connect_socket(host, port, until - now)
-                blocking = BlockingLink(Link(context, self._profile.server_name or host), connected)
-                blocking.open(until)
-                return blocking
-            except ConnectionLost as error:
-                lost = ConnectionLost(f"{address}: {error}")
-            self._addresses.append(self._addresses.pop(0))
-        raise lost
+                return self._open(context, address, until)
+            except ClientClosed:
+                raise
+            except (ConnectionLost, HsmuxError) as error:
+                failures.append((address, error))
+        raise why_none(failures)
 
-    def _after_fork_in_child(self) -> None:
-        if self._blocking is not None:
-            self._blocking.drop_in_child()
-        self._blocking = None
-        self._lock = threading.Lock()
+    def _open(self, context: ssl.SSLContext, address: str, until: float) -> BlockingLink:
+        """Connect to an address; what comes of it is the client's connection."""
+        host, port = split_address(address)
+        link = Link(context, self._profile.server_name or host)
+        connected = connect_socket(host, port, until)
+        try:
+            opening = BlockingLink(link, connected, address)
+        except OSError as error:
+            raise ConnectionLost(f"cannot connect: {error.strerror}") from None
+        try:
+            self._keep(opening=opening)
+            opening.open(until)
+            self._keep(link=opening)
+        except BaseException:
+            opening.close()
+            raise
+        finally:
+            self._opening = None
+        return opening
+
+    def _keep(
+        self, *, opening: BlockingLink | None = None, link: BlockingLink | None = None
+    ) -> None:
+        """Note a connection where `close` finds it.
+
+        Raises:
+            ClientClosed: The client was closed meanwhile.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ClientClosed
+            self._opening, self._link = opening, link
 
 
-def _drop_inherited() -> None:
-    for client in _clients:
-        client._after_fork_in_child()
+def _begin_in_child() -> None:
+    for client in list(_clients):
+        client._begin()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_drop_inherited)
+    os.register_at_fork(after_in_child=_begin_in_child)

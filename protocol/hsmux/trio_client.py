@@ -7,22 +7,24 @@ can then say whether it was done.
 """
 
 import os
-import random
+import ssl
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
 import trio
 
 from hsmux_protocol.errors import HsmuxError
 
 from . import _calls
+from ._addresses import Addresses, why_none
 from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
-from ._retry import CONNECT_TIMEOUT_S, FAILURES, Closed, Effort, unreachable
-from ._tls import ConnectionLost, make_client_context
-from ._trio_link import TrioLink, connect_socket
+from ._retry import CONNECT_TIMEOUT_S, FAILURES, Effort, check_timeout, unreachable
+from ._tls import ClientClosed, ConnectionLost, make_client_context
+from ._trio_link import TrioLink, TrioTicket, connect_socket
 from .profiles import Profile, resolve_profile, split_address
 from .results import (
     AccessPoint,
@@ -50,11 +52,13 @@ class TrioClient:
 
     def __init__(self, profile: Profile, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._profile = profile
-        self._connect_timeout_s = connect_timeout_s
-        self._addresses = random.sample(profile.addresses, len(profile.addresses))
+        self._connect_timeout_s = check_timeout(connect_timeout_s)
+        self._addresses = Addresses(profile.addresses, trio.current_time)
         self._connecting = trio.Lock()
         self._link: TrioLink | None = None
-        self._is_closed = False
+        self._opening: TrioLink | None = None
+        self._leaving: list[TrioLink] = []
+        self._closed = trio.Event()
 
     @classmethod
     def connect(
@@ -94,8 +98,13 @@ class TrioClient:
         return cls(resolved, timeout_s)
 
     def __repr__(self) -> str:
-        state = "closed" if self._is_closed else repr(self._link)
+        state = "closed" if self._closed.is_set() else repr(self._link)
         return f"TrioClient({', '.join(self._profile.addresses)}, {state})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a TrioClient is a connection: it cannot be copied or pickled; make a new one"
+        )
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -122,9 +131,10 @@ class TrioClient:
 
     def close(self) -> None:
         """End the connection; tasks that wait for answers get Unavailable or OutcomeUnknown."""
-        self._is_closed = True
-        if self._link is not None:
-            self._link.close()
+        self._closed.set()
+        for each in (self._link, self._opening, *self._leaving):
+            if each is not None:
+                each.close()
 
     # Using keys
 
@@ -392,67 +402,90 @@ class TrioClient:
         options = _calls.options_of(call, idempotency_token)
         effort = Effort(call.operation, trio.current_time() + _calls.timeout_of(call, timeout_s))
         while True:
-            sent: list[bool] = []
+            ticket: TrioTicket | None = None
             try:
-                return call.result(await self._try(call, options, effort, sent))
+                link, ticket = await self._submit(call, options, effort)
+                return call.result(await link.wait(ticket, effort.deadline))
             except FAILURES as error:
-                pause_s = effort.failed(error, trio.current_time(), sent=bool(sent))
-            await trio.sleep(pause_s)
+                pause_s = effort.failed(error, trio.current_time(), sent=ticket is not None)
+            await self._pause(pause_s)
 
-    async def _try(
-        self, call: Call[Any], options: dict[str, Any], effort: Effort, sent: list[bool]
-    ) -> list[Any]:
-        """One try; `sent` gets an item once the request is on its way."""
+    async def _submit(
+        self, call: Call[Any], options: dict[str, Any], effort: Effort
+    ) -> tuple[TrioLink, TrioTicket]:
         now = trio.current_time()
         effort.check(now)
         link = await self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
-        budget_ms = effort.budget_ms(trio.current_time())
-        operation, arguments = call.operation, call.arguments
-        return await link.request(
-            operation, arguments, budget_ms, options, effort.deadline, lambda: sent.append(True)
-        )
+        return link, await link.submit(call.operation, call.arguments, options, effort.deadline)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Wait before the next try, unless the client is closed."""
+        with trio.move_on_after(pause_s):
+            await self._closed.wait()
 
     async def _perform_pages(
         self, page_call: Callable[[bytes], Call[Page[T]]], timeout_s: float | None
     ) -> list[T]:
         """Every page of a list; the time is for each page unless one is named for all."""
-        deadline = None if timeout_s is None else trio.current_time() + timeout_s
+        end = _calls.end_of(trio.current_time(), timeout_s)
         items: list[T] = []
         following = b""
         while True:
-            left_s = None if deadline is None else deadline - trio.current_time()
+            left_s = None if end is None else end - trio.current_time()
             page = await self._perform(page_call(following), left_s)
             items += page.items
-            following = page.following
+            following = _calls.following_page(page, following)
             if not following:
                 return items
 
     async def _perform_many(
         self, batches: Batches[T], timeout_s: float | None
     ) -> list[T | HsmuxError]:
-        """Keep `WINDOW` batches on their way."""
-        end = None if timeout_s is None else trio.current_time() + timeout_s
-        pending = batches.pending()
-        mistakes: list[HsmuxError] = []
-
-        async def work() -> None:
-            # What is wrong with an argument shows when its batch is made; a group must not hide it.
-            try:
-                for batch in pending:
-                    await self._perform_batch(batches, batch, end)
-            except HsmuxError as error:
-                mistakes.append(error)
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(WINDOW):
-                nursery.start_soon(work)
-        if mistakes:
-            raise mistakes[0]
+        """Keep `WINDOW` batches on their way; one that fails in the window is done by itself."""
+        end = _calls.end_of(trio.current_time(), timeout_s)
+        window: deque[tuple[Batch[T], Effort, tuple[TrioLink, TrioTicket] | None]] = deque()
+        await trio.lowlevel.checkpoint()
+        try:
+            for batch in batches.pending():
+                own_end = trio.current_time() + _calls.timeout_of(batch.call, None)
+                effort = Effort(batch.call.operation, own_end if end is None else end)
+                window.append((batch, effort, await self._try_submit(batch.call, effort)))
+                if len(window) == WINDOW:
+                    await self._finish_batch(batches, *window.popleft())
+            while window:
+                await self._finish_batch(batches, *window.popleft())
+        finally:
+            for _, _, sent in window:
+                if sent is not None:
+                    link, ticket = sent
+                    link.give_up(ticket)
         return batches.results()
 
-    async def _perform_batch(self, batches: Batches[T], batch: Batch[T], end: float | None) -> None:
-        left_s = None if end is None else end - trio.current_time()
+    async def _try_submit(
+        self, call: Call[Any], effort: Effort
+    ) -> tuple[TrioLink, TrioTicket] | None:
         try:
+            return await self._submit(call, {}, effort)
+        except FAILURES:
+            return None
+
+    async def _finish_batch(
+        self,
+        batches: Batches[T],
+        batch: Batch[T],
+        effort: Effort,
+        sent: tuple[TrioLink, TrioTicket] | None,
+    ) -> None:
+        try:
+            if sent is not None:
+                link, ticket = sent
+                try:
+                    batches.done(batch, batch.call.result(await link.wait(ticket, effort.deadline)))
+                    return
+                except FAILURES as error:
+                    pause_s = effort.failed(error, trio.current_time(), sent=True)
+                await self._pause(pause_s)
+            left_s = effort.deadline - trio.current_time()
             batches.done(batch, await self._perform(batch.call, left_s))
         except HsmuxError as error:
             batches.failed(batch, error)
@@ -462,38 +495,67 @@ class TrioClient:
 
         Raises:
             HsmuxError: It is refused.
-            ConnectionLost: No address answers.
+            ConnectionLost: No address answers, or the client is closed.
         """
+        if (link := self._open_link()) is not None:
+            return link
         with trio.move_on_at(deadline):
             async with self._connecting:
-                if self._is_closed:
-                    raise Closed
-                if self._link is not None:
-                    if self._link.link.is_open:
-                        return self._link
-                    self._link.retire()
-                self._link = None
-                self._link = await self._connect(deadline)
-                return self._link
+                if (link := self._open_link()) is not None:
+                    return link
+                self._retire_link()
+                return await self._connect(deadline)
         raise ConnectionLost("the gateway did not answer in time")
 
+    def _open_link(self) -> TrioLink | None:
+        if self._closed.is_set():
+            raise ClientClosed
+        return self._link if self._link is not None and self._link.link.is_open else None
+
+    def _retire_link(self) -> None:
+        """Let a connection that is not open any more go when its last request is answered."""
+        if self._link is None:
+            return
+        self._leaving = [each for each in self._leaving if not each.is_closed]
+        self._leaving.append(self._link)
+        if self._link.link.goaway is not None:
+            self._addresses.leave(self._link.address, self._link.link.goaway.retry_after_ms)
+        self._link.retire()
+        self._link = None
+
     async def _connect(self, deadline: float) -> TrioLink:
-        """Try the addresses in turn; the one that works stays first."""
+        """Try the addresses in turn; only one task does at a time."""
         context = make_client_context(self._profile)
-        lost = ConnectionLost("time ran out")
-        for left in range(len(self._addresses), 0, -1):
-            address = self._addresses[0]
-            # Each address gets its share, so that one that swallows packets leaves some for others.
-            now = trio.current_time()
-            host, port = split_address(address)
+        failures: list[tuple[str, HsmuxError | ConnectionLost]] = []
+        for address, until in self._addresses.turns(deadline):
             try:
-                with trio.move_on_at(now + max(0.0, deadline - now) / left):
-                    link = Link(context, self._profile.server_name or host)
-                    connection = TrioLink(link, await connect_socket(host, port))
-                    await connection.open()
-                    return connection
-                lost = ConnectionLost(f"{address}: no answer in time")
-            except ConnectionLost as error:
-                lost = ConnectionLost(f"{address}: {error}")
-            self._addresses.append(self._addresses.pop(0))
-        raise lost
+                with trio.move_on_at(until):
+                    return await self._open(context, address, until)
+                failures.append((address, ConnectionLost("the gateway did not answer in time")))
+            except ClientClosed:
+                raise
+            except (ConnectionLost, HsmuxError) as error:
+                failures.append((address, error))
+        raise why_none(failures)
+
+    async def _open(self, context: ssl.SSLContext, address: str, until: float) -> TrioLink:
+        """Connect to an address; what comes of it is the client's connection."""
+        host, port = split_address(address)
+        link = Link(context, self._profile.server_name or host)
+        connected = await connect_socket(host, port, until)
+        try:
+            self._opening = TrioLink(link, connected, address)
+        except OSError as error:
+            raise ConnectionLost(f"cannot connect: {error.strerror}") from None
+        opening = self._opening
+        try:
+            if self._closed.is_set():
+                raise ClientClosed
+            await opening.open()
+            self._link = opening
+        except BaseException:
+            opening.close()
+            raise
+        finally:
+            self._opening = None
+        return opening

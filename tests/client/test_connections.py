@@ -178,7 +178,7 @@ def test_closing_ends_whoever_waits(gateway: Running) -> None:
         threads = [threading.Thread(target=work) for _ in range(5)]
         for thread in threads:
             thread.start()
-        while client._blocking is None or len(client._blocking.link._slots) < 5:
+        while client._link is None or len(client._link.link._slots) < 5:
             time.sleep(0.01)
         client.close()
         for thread in threads:
@@ -207,7 +207,7 @@ def test_many_threads_share_one_connection(gateway: Running) -> None:
             for thread in threads:
                 thread.join()
             assert not wrong and proxy.accepted == 1
-            assert client._blocking is not None and client._blocking.link.is_idle
+            assert client._link is not None and client._link.link.is_idle
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
