@@ -23,13 +23,7 @@ from .application import Application
 from .codes import UNKNOWN_CODE, code_of, name_of
 from .function_list import FunctionList, GcmParameters, MechanismRecord, plain_mechanism
 
-__all__ = [
-    "QUIRKS",
-    "SESSIONS_TRIED",
-    "Refused",
-    "Trial",
-    "try_quirk",
-]
+__all__ = ["QUIRKS", "SESSIONS_TRIED", "Refused", "Trial", "try_quirk"]
 
 CKM_AES_GCM: Final = 0x1087
 CKM_RSA_AES_KEY_WRAP: Final = 0x1054

@@ -42,7 +42,7 @@ def _run(settings: Settings, function: str, config: Path, token: str | None) -> 
 def probe(settings: Settings, config: Path, token: str | None) -> None:
     """Say what a token can do, and try it.
 
-    Makes throw-away session objects only.
+    Makes throw-away keys and destroys them again.
     """
     _run(settings, "hsm_probe", config, token)
 
