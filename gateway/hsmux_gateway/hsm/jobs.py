@@ -203,6 +203,11 @@ class Message:
         return sum(job.count for job in self.jobs)
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether all of it may be done twice."""
+        return all(job.repeatable for job in self.jobs)
+
+    @property
     def is_alone(self) -> bool:
         """Whether its worker may have nothing else to do meanwhile."""
         return any(job.deaths or job.alone or job.exclusive for job in self.jobs)

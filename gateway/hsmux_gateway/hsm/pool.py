@@ -21,6 +21,7 @@ from hsmux_native.pkcs11 import SecretPage
 from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.errors import RemoteProtocolError
 
+from .decisions import Decision, Deliver, Finish, HangUp, Kill, Send
 from .errors import (
     InvalidInput,
     PinRefused,
@@ -32,7 +33,7 @@ from .errors import (
 from .jobs import ITEMS_MAX, Arguments, Column, Job, Message
 from .messages import Answer, MessageError
 from .pin import PinMarks
-from .pool_state import START_TIMEOUT_S, Decision, Deliver, Finish, HangUp, Kill, PoolState, Send
+from .pool_state import START_TIMEOUT_S, PoolState
 from .requests import ColumnRequest, PageRequest, PoolRequest, ValueRequest
 from .sessions import plan_sessions
 from .settings import TokenSettings

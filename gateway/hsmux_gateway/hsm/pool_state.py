@@ -42,34 +42,31 @@ PIN. Once it was refused no worker starts but one every `REFUSED_PAUSE_S`, which
 and logs in only if the PIN has changed. Workers that are logged in go on.
 """
 
-import heapq
 import itertools
 import random
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from .jobs import ITEMS_MAX, MESSAGE_ITEMS_SIZE_MAX, Arguments, Column, Job, Message, Request
+from .decisions import Decision, Deliver, Finish, HangUp, Kill, Outcome, Send, Start
+from .job_queue import JobQueue
+from .jobs import ITEMS_MAX, Arguments, Job, Message, Request
 
 __all__ = [
     "BREAKER_FAILURES",
+    "GROW_S",
+    "QUARANTINE_S",
     "REFUSAL_S",
     "REFUSED_PAUSE_S",
     "RETRY_PAUSE_S",
+    "STARTS_MAX",
     "START_TIMEOUT_S",
     "STATUS_AGAIN",
     "STEAL_S",
     "TRIES",
     "WINDOW",
-    "Decision",
-    "Deliver",
-    "Finish",
-    "HangUp",
-    "Kill",
     "PoolState",
-    "Send",
-    "Start",
 ]
 
 WINDOW: Final = 2
@@ -77,9 +74,6 @@ WINDOW: Final = 2
 
 SHARE_S: Final = 0.002
 """Seconds of work that jobs of several callers may share a message for."""
-
-SHARED_TENANTS_MAX: Final = 64
-"""Tenants that are looked at for jobs that fit into a message."""
 
 ANSWER_S: Final = 0.005
 """Seconds that an answer may take to its caller."""
@@ -126,60 +120,6 @@ REFUSED_PAUSE_S: Final = 10.0
 
 STATUS_AGAIN: Final = 5
 """A worker's status for an item that was not done by nobody's fault."""
-
-Outcome = Literal[
-    "busy", "deadline", "unavailable", "refused", "unknown", "quarantined", "failed", "done"
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Start a worker with this number."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to a worker."""
-
-    worker: int
-    message: Message
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    """Kill a worker; its death is then an event."""
-
-    worker: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HangUp:
-    """Let a worker end by itself; its death is then an event."""
-
-    worker: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deliver:
-    """Items `start` to `stop` of the answer are this job's."""
-
-    job: Job
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Tell a job's caller what became of it without an answer."""
-
-    job: Job
-    outcome: Outcome
-
-
-Decision = Start | Send | Kill | HangUp | Deliver | Finish
 
 
 @dataclass(slots=True)
@@ -259,10 +199,8 @@ class PoolState:
         self._numbers = itertools.count(1)
         self._worker_numbers = itertools.count(1)
         self._workers: dict[int, _Worker] = {}
-        self._queue: OrderedDict[bytes, OrderedDict[int, Job]] = OrderedDict()
-        self._lone: OrderedDict[int, Job] = OrderedDict()
+        self._queue = JobQueue()
         self._lone_was_last = False
-        self._delayed: list[tuple[float, int, Job]] = []
         self._refused: dict[tuple[bytes, bytes, str], float] = {}
         self._quarantined: dict[bytes, float] = {}
         self._start_at = 0.0
@@ -271,7 +209,6 @@ class PoolState:
         self._proven = False
         self._succeeded_at = -1.0
         self._item_s = SHARE_S / ITEMS_MAX
-        self.waiting = 0
         self.restarts = 0
         self.refused = ""
         self.closed = False
@@ -303,6 +240,11 @@ class PoolState:
     def idle(self) -> int:
         """Workers that are ready and do nothing."""
         return max(0, self.ready - self.busy)
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait."""
+        return self._queue.waiting
 
     @property
     def limit(self) -> int:
@@ -341,7 +283,7 @@ class PoolState:
             return [self._finish(job, "quarantined")]
         if self.waiting + job.count > self._queue_items_max:
             return [self._finish(job, "busy")]
-        self._enqueue(job)
+        self._queue.add(job)
         return self._schedule(now)
 
     def cancel(self, request: Request, now: float) -> list[Decision]:
@@ -351,7 +293,7 @@ class PoolState:
             return []
         for job in list(request.jobs):
             if job.place in ("waiting", "delayed"):
-                self._remove(job)
+                self._queue.remove(job)
                 job.place = "done"
                 request.jobs.discard(job)
         return self._schedule(now)
@@ -415,7 +357,7 @@ class PoolState:
         self, job: Job, kind: str, now: float, statuses: Sequence[int], start: int
     ) -> list[Decision]:
         if kind == "sessions":
-            self._requeue(job)
+            self._queue.put_back(job)
             return []
         if kind in TRIES and not job.request.abandoned:
             return [] if self._again(job, kind, now) else [self._deliver(job, start)]
@@ -437,9 +379,7 @@ class PoolState:
         if job.tries >= TRIES[kind]:
             return False
         pause_s = RETRY_PAUSE_S * 2 ** (job.tries - 1) * (0.5 + self._jitter())
-        job.place = "delayed"
-        self.waiting += job.count
-        heapq.heappush(self._delayed, (now + pause_s, job.number, job))
+        self._queue.delay(job, now + pause_s)
         return True
 
     def progressed(self, worker: int, number: int, item: int, now: float) -> None:
@@ -498,7 +438,7 @@ class PoolState:
         self._start_at = now + REFUSED_PAUSE_S
         if self.ready:
             return []
-        return [self._finish(job, "unavailable") for job in self._take_all()]
+        return [self._finish(job, "unavailable") for job in self._queue.take_all()]
 
     def _leaves(self, worker: int, now: float) -> None:
         state = self._workers[worker]
@@ -507,7 +447,7 @@ class PoolState:
     def close(self) -> list[Decision]:
         """The end: nobody starts or waits any more."""
         self.closed = True
-        return [self._finish(job, "unavailable") for job in self._take_all()]
+        return [self._finish(job, "unavailable") for job in self._queue.take_all()]
 
     def died(self, worker: int, now: float, running: int = 0, item: int = 0) -> list[Decision]:
         """A worker's process is gone, whatever the reason.
@@ -527,10 +467,10 @@ class PoolState:
             self._back_off(now)
         decisions: list[Decision] = []
         for message in reversed(state.messages):
-            is_running = message.number == running and not state.leaving
+            is_running = message.number == running and not (state.leaving and message.is_repeatable)
             decisions += self._lost(message, item if is_running else -1, now)
         if self.breaker != "closed":
-            decisions += [self._finish(job, "unavailable") for job in self._take_all()]
+            decisions += [self._finish(job, "unavailable") for job in self._queue.take_all()]
         return decisions + self._start_workers(now) + self._schedule(now)
 
     def _back_off(self, now: float) -> None:
@@ -558,7 +498,7 @@ class PoolState:
                 job.request.jobs.discard(job)
                 job.place = "done"
         for job in reversed(others):
-            self._requeue(job)
+            self._queue.put_back(job)
         return [decision for job in suspects for decision in self._suspect(job, now)]
 
     def _suspect(self, job: Job, now: float) -> list[Decision]:
@@ -570,7 +510,7 @@ class PoolState:
             return [self._finish(job, "done")]
         if job.deaths == 1:
             job.died_at = now
-            self._requeue(job)
+            self._queue.put_back(job)
             return []
         if self._succeeded_at > job.died_at:
             self._refused[job.suspicion] = now + REFUSAL_S
@@ -592,11 +532,7 @@ class PoolState:
             if worker.is_usable and now >= worker.kept_at + self._keep_alive_s:
                 worker.kept_at = now
                 decisions.append(self._send(number, self._sign_of_life(now), now))
-        while self._delayed and self._delayed[0][0] <= now:
-            _, _, job = heapq.heappop(self._delayed)
-            if job.place == "delayed":
-                self.waiting -= job.count
-                self._requeue(job)
+        self._queue.wake(now)
         if self._limit < self._wanted and now >= self._grow_at:
             self._limit, self._grow_at = self._limit + 1, now + GROW_S
         self._refused = {what: until for what, until in self._refused.items() if until > now}
@@ -624,8 +560,9 @@ class PoolState:
                     times.append(worker.ready_at + self._age_s)
                 if worker.messages and not worker.is_slow:
                     times.append(worker.since + STEAL_S)
-        if self._delayed:
-            times.append(self._delayed[0][0])
+        wake_at = self._queue.next_wake_at()
+        if wake_at is not None:
+            times.append(wake_at)
         if self._limit < self._wanted:
             times.append(self._grow_at)
         if self._missing() > 0 and not self.closed:
@@ -640,10 +577,10 @@ class PoolState:
     def _steal(self, worker: _Worker) -> None:
         """Give what waits behind a stuck message to others; its answers will be nobody's."""
         for message in list(worker.messages)[:0:-1]:
-            if message.is_control or not all(job.repeatable for job in message.jobs):
+            if message.is_control or not message.is_repeatable:
                 continue
             for job in reversed(message.jobs):
-                self._requeue(job)
+                self._queue.put_back(job)
             message.jobs = []
 
     def _sign_of_life(self, now: float) -> Message:
@@ -674,7 +611,7 @@ class PoolState:
         state = self._workers[worker]
         return [HangUp(worker)] if state.retiring and not state.messages else []
 
-    # Queues
+    # Jobs
 
     def _finish(self, job: Job, outcome: Outcome) -> Finish:
         job.place = "done"
@@ -690,41 +627,6 @@ class PoolState:
         part = job.part(indexes)
         part.number = next(self._numbers)
         return part
-
-    def _enqueue(self, job: Job, *, first: bool = False) -> None:
-        is_lone = job.deaths or job.exclusive or job.alone
-        queue = self._lone if is_lone else self._queue.setdefault(job.tenant, OrderedDict())
-        queue[job.number] = job
-        if first:
-            queue.move_to_end(job.number, last=False)
-        job.place = "waiting"
-        self.waiting += job.count
-
-    def _requeue(self, job: Job) -> None:
-        """Back to the front, unless nobody waits for it."""
-        if job.request.abandoned:
-            job.place = "done"
-            job.request.jobs.discard(job)
-        else:
-            self._enqueue(job, first=True)
-
-    def _remove(self, job: Job) -> None:
-        """Out of the queue; a delayed one is left in its heap and forgotten there."""
-        self.waiting -= job.count
-        if job.place == "delayed" or self._lone.pop(job.number, None) is not None:
-            return
-        queue = self._queue[job.tenant]
-        del queue[job.number]
-        if not queue:
-            del self._queue[job.tenant]
-
-    def _take_all(self) -> Iterator[Job]:
-        waiting = [job for queue in self._queue.values() for job in queue.values()]
-        delayed = [job for _, _, job in self._delayed if job.place == "delayed"]
-        for job in [*waiting, *self._lone.values(), *delayed]:
-            self._remove(job)
-            yield job
-        self._delayed.clear()
 
     def _missing(self) -> int:
         """Workers to start, were it time."""
@@ -749,16 +651,16 @@ class PoolState:
     def _schedule(self, now: float) -> list[Decision]:
         """Hand waiting jobs to workers with room, emptiest first."""
         decisions: list[Decision] = []
-        while self._lone or self._queue:
+        while self._queue.has_any:
             free = {number: w for number, w in self._workers.items() if w.has_room}
             if not free:
                 break
             number = min(free, key=lambda number: (len(free[number].messages), number))
-            lone = self._next_lone()
-            is_turn = lone is not None and not (self._lone_was_last and self._queue)
+            lone = self._queue.next_lone(is_changing=self._is_changing())
+            is_turn = lone is not None and not (self._lone_was_last and self._queue.has_shared)
             if lone is not None and is_turn:
                 if not free[number].messages:
-                    self._remove(lone)
+                    self._queue.remove(lone)
                     self._lone_was_last = True
                     decisions += self._dispatch(number, [lone], now)
                     continue
@@ -767,12 +669,25 @@ class PoolState:
                 if not free:
                     break
                 number = min(free, key=lambda number: (len(free[number].messages), number))
-            jobs = self._next_jobs()
+            jobs = self._queue.take_shared(self._room())
             if not jobs:
                 break
             self._lone_was_last = False
             decisions += self._dispatch(number, jobs, now)
         return decisions
+
+    def _is_changing(self) -> bool:
+        return any(
+            job.exclusive
+            for worker in self._workers.values()
+            for message in worker.messages
+            for job in message.jobs
+        )
+
+    def _room(self) -> int:
+        """Items a message may have: what the token does in `SHARE_S`, and a fair share at most."""
+        ready = max(1, sum(worker.is_usable for worker in self._workers.values()))
+        return min(int(SHARE_S / max(self._item_s, 1e-9)), -(-self.waiting // ready))
 
     def _dispatch(self, number: int, jobs: list[Job], now: float) -> list[Decision]:
         """Send jobs in one message, but for those whose time has run out."""
@@ -795,50 +710,3 @@ class PoolState:
             worker.item = 0
         worker.messages.append(message)
         return Send(number, message)
-
-    def _next_lone(self) -> Job | None:
-        """The next job in turn that wants a worker for itself and may go now."""
-        is_changing = any(
-            job.exclusive
-            for worker in self._workers.values()
-            for message in worker.messages
-            for job in message.jobs
-        )
-        for job in self._lone.values():
-            if not (job.exclusive and is_changing):
-                return job
-        return None
-
-    def _next_jobs(self) -> list[Job]:
-        """The next job in turn, and what else fits into its message."""
-        if not self._queue:
-            return []
-        tenant, queue = next(iter(self._queue.items()))
-        first = next(iter(queue.values()))
-        self._queue.move_to_end(tenant)
-        ready = max(1, sum(worker.is_usable for worker in self._workers.values()))
-        room = min(ITEMS_MAX, int(SHARE_S / max(self._item_s, 1e-9)), -(-self.waiting // ready))
-        self._remove(first)
-        jobs = [first]
-        if isinstance(first.payload, Column):
-            jobs += self._fitting(first, room - first.count)
-        return jobs
-
-    def _fitting(self, first: Job, room: int) -> list[Job]:
-        """Jobs that go along with another, each from the front of its tenant's queue."""
-        found: list[Job] = []
-        size = _size(first)
-        for queue in list(itertools.islice(self._queue.values(), SHARED_TENANTS_MAX)):
-            while room > 0 and queue:
-                job = next(iter(queue.values()))
-                size += _size(job)
-                if job.count > room or not job.joins(first) or size > MESSAGE_ITEMS_SIZE_MAX:
-                    break
-                self._remove(job)
-                found.append(job)
-                room -= job.count
-        return found
-
-
-def _size(job: Job) -> int:
-    return len(job.payload.items) if isinstance(job.payload, Column) else 0

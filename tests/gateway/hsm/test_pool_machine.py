@@ -15,19 +15,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from hsmux_gateway.hsm.decisions import Decision, Deliver, Finish, HangUp, Kill, Send, Start
 from hsmux_gateway.hsm.jobs import Arguments, Column, Job, Message, Request
-from hsmux_gateway.hsm.pool_state import (
-    STATUS_AGAIN,
-    WINDOW,
-    Decision,
-    Deliver,
-    Finish,
-    HangUp,
-    Kill,
-    PoolState,
-    Send,
-    Start,
-)
+from hsmux_gateway.hsm.pool_state import STATUS_AGAIN, WINDOW, PoolState
 from hsmux_protocol.columns import pack_column
 
 WORKERS = 3
@@ -283,8 +273,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_idles_while_there_is_work(self) -> None:
-        lone = self.pool._lone
-        if self.pool._queue and not lone:
+        queue = self.pool._queue
+        if queue.has_shared and queue.next_lone(is_changing=False) is None:
             usable = [w for w in self.pool._workers.values() if w.has_room]
             assert not usable, "a worker has room while jobs wait"
 

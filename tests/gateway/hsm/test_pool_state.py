@@ -5,6 +5,7 @@
 
 import pytest
 
+from hsmux_gateway.hsm.decisions import Decision, Deliver, Finish, HangUp, Kill, Send, Start
 from hsmux_gateway.hsm.jobs import ITEMS_MAX, Arguments, Column, Job, Message, Request
 from hsmux_gateway.hsm.pool_state import (
     BREAKER_FAILURES,
@@ -18,14 +19,7 @@ from hsmux_gateway.hsm.pool_state import (
     STEAL_S,
     TRIES,
     WINDOW,
-    Decision,
-    Deliver,
-    Finish,
-    HangUp,
-    Kill,
     PoolState,
-    Send,
-    Start,
 )
 from hsmux_protocol.columns import pack_column
 
