@@ -118,7 +118,8 @@ class Gateway:
         """The listener over an engine with all services; the catalogue must have been read."""
         config = self.base.config
         software = SoftwareCipher(self.materials)
-        hardware = HardwareCipher(self._hsm_keys, self._counters)
+        queues = {name: FairBudget(hsm.queue_items_max) for name, hsm in config.hsm.items()}
+        hardware = HardwareCipher(self._hsm_keys, self._counters, queues)
         cryptography = CryptographyService(
             self.catalog,
             self.materials,

@@ -25,6 +25,8 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 from msgspec import Meta
 
+from hsmux_protocol.limits import BATCH_ITEMS_MAX
+
 from .errors import OperatorError
 
 __all__ = [
@@ -114,7 +116,13 @@ class Hsm(Section, frozen=True, kw_only=True):
         int, Meta(ge=1, le=64, description="Worker processes, each with one session to work in.")
     ] = 2
     queue_items_max: Annotated[
-        int, Meta(ge=64, le=1_000_000, description="Items that may wait for a worker; then BUSY.")
+        int,
+        Meta(
+            ge=BATCH_ITEMS_MAX,
+            le=1_000_000,
+            description="Items that may wait for a worker; an access point that has as many as are "
+            "left for the others gets BUSY.",
+        ),
     ] = 65536
 
 

@@ -35,6 +35,30 @@ def test_a_signal_before_anything_is_served_ends_the_start(
     trio.run(run_init, config)
 
 
+def _refusal(config: Path) -> OperatorError:
+    """Why a gateway does not start."""
+    with pytest.raises(OperatorError) as refused:
+        trio.run(partial(run_serve, load_config(config), ready=_never))
+    return refused.value
+
+
+def test_a_root_file_that_does_not_fit_is_one_line_for_the_operator(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    assert "hsmux init" in _refusal(config).text
+    trio.run(run_init, load_config(config))
+    root = tmp_path / "root.key"
+    key = root.read_bytes()
+    root.write_bytes(bytes(32))
+    assert "is not the root of this store" in _refusal(config).text
+    root.write_bytes(key[:-1])
+    assert "must have 32 bytes, not 31" in _refusal(config).text
+    root.write_bytes(key)
+    root.chmod(0o644)
+    assert f"chmod 600 {root}" in _refusal(config).text
+    root.unlink()
+    assert f"{root} cannot be read" in _refusal(config).text
+
+
 def test_an_address_in_use_is_one_line_for_the_operator(tmp_path: Path) -> None:
     async def main() -> None:
         sockets = await trio.open_tcp_listeners(0, host="127.0.0.1")

@@ -22,7 +22,7 @@ from tests.gateway.raw_client import client_context, connect
 from tests.gateway.running import running_gateway, write_config
 
 RUNS = [
-    pytest.param("chain", 10, id="one-by-one"),
+    pytest.param("chain", 5, id="one-by-one"),
     pytest.param("each", 20, id="each-border", marks=pytest.mark.long),
 ]
 

@@ -71,6 +71,7 @@ def test_each_sees_what_the_other_does(pair: tuple[Running, Running], tmp_path: 
                 frame = victim.receive()
                 assert isinstance(frame, Error)
                 assert (frame.id, frame.number) == (0, errors.Unauthenticated.number)
+    _want_the_same_names(pair)
 
 
 def _soon(client: RawClient, name: str, *arguments: Any) -> list[Any]:
@@ -84,7 +85,8 @@ def _soon(client: RawClient, name: str, *arguments: Any) -> list[Any]:
     raise AssertionError("the change never came")
 
 
-def test_a_name_that_both_want_goes_to_one(pair: tuple[Running, Running]) -> None:
+def _want_the_same_names(pair: tuple[Running, Running]) -> None:
+    """A name that both want goes to one."""
     outcomes: list[str] = []
 
     def want(running: Running) -> None:

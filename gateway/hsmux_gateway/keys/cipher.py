@@ -8,13 +8,15 @@ Decryption tells nobody why it failed: a wrong tag, another key version's cipher
 forbids use of the version and a context that differs are one InvalidCiphertext.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 from hsmux_native import InvalidTag
 from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.envelope import HEADER_SIZE, make_header
 from hsmux_protocol.errors import (
+    Busy,
     DeadlineExceeded,
     InvalidCiphertext,
     TooLarge,
@@ -26,6 +28,8 @@ from hsmux_protocol.limits import ITEM_SIZE_MAX
 from hsmux_protocol.references import format_key_id
 
 from ..catalog import Catalog
+from ..fairness import FairBudget
+from ..hsm.token import Token
 from ..store.rows import KeyRow, KeyVersionRow
 from .batches import context_column, read_column
 from .counters import UseCounters
@@ -46,7 +50,7 @@ STATUS_TOO_LARGE: Final = 2
 """Of an item that is larger than `ITEM_SIZE_MAX`."""
 
 RETRY_AFTER_MS: Final = 200
-"""What a caller is told to wait when a token failed in the middle."""
+"""What a caller is told to wait when a token is full of work, or failed in the middle."""
 
 
 class KeyInUse:
@@ -172,11 +176,26 @@ class HardwareCipher:
     Args:
         hsm_keys: Finds the token and the token's view of a version.
         counters: Counts uses of each version.
+        queues: Items that may be with each token, by its name; access points share them.
     """
 
-    def __init__(self, hsm_keys: HsmKeys, counters: UseCounters) -> None:
+    def __init__(
+        self, hsm_keys: HsmKeys, counters: UseCounters, queues: Mapping[str, FairBudget]
+    ) -> None:
         self._hsm_keys = hsm_keys
         self._counters = counters
+        self._queues = queues
+
+    @contextmanager
+    def _place(self, token: Token, tenant: bytes, count: int) -> Iterator[None]:
+        """Places for items in a token's queue: one access point must not fill it."""
+        queue = self._queues[token.name]
+        if not queue.try_take(tenant, count):
+            raise Busy("the token has too much work", retry_after_ms=RETRY_AFTER_MS)
+        try:
+            yield
+        finally:
+            queue.give_back(tenant, count)
 
     async def encrypt(
         self,
@@ -194,11 +213,12 @@ class HardwareCipher:
         if len(fitting) < len(items):
             plaintexts = pack_column([items[index] for index in fitting])
             contexts = contexts if len(contexts) == 1 else [contexts[index] for index in fitting]
-        await self._counters.take(key.row.key_id, key.version.version, len(fitting))
         data = context_column(key.header, contexts)
-        result = await self._hsm_keys.ask(
-            lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
-        )
+        with self._place(token, tenant, len(fitting)):
+            await self._counters.take(key.row.key_id, key.version.version, len(fitting))
+            result = await self._hsm_keys.ask(
+                lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
+            )
         envelopes, statuses = [b""] * len(items), [STATUS_TOO_LARGE] * len(items)
         outputs = unpack_column(result.outputs)
         for index, output, status in zip(fitting, outputs, result.statuses, strict=True):
@@ -223,9 +243,10 @@ class HardwareCipher:
         # not have: cut to nothing, it is refused by the token like every wrong tag.
         sealed = [item[HEADER_SIZE:] if item.startswith(header) else b"" for item in items]
         data, column = context_column(header, contexts), pack_column(sealed)
-        result = await self._hsm_keys.ask(
-            lambda: token.decrypt(hsm_key, column, data, deadline=deadline, tenant=tenant)
-        )
+        with self._place(token, tenant, len(items)):
+            result = await self._hsm_keys.ask(
+                lambda: token.decrypt(hsm_key, column, data, deadline=deadline, tenant=tenant)
+            )
         return result.outputs, result.statuses
 
 
