@@ -59,7 +59,9 @@ _REFUSALS: Final[dict[str, str]] = {
     "UNSUPPORTED_PROTOCOL": "the peer does not speak TLS 1.3; check the address",
     "WRONG_VERSION_NUMBER": "the peer does not speak TLS; check the address",
 }
-"""What to do about what OpenSSL finds wrong by itself, by OpenSSL's reason."""
+"""What to do about what OpenSSL finds wrong by itself in a handshake, by OpenSSL's reason. After
+it the same bytes only mean that the connection was spoiled on its way.
+"""
 
 
 class ConnectionLost(Exception):
@@ -220,7 +222,7 @@ class TlsChannel:
                 f"the gateway's certificate is refused: {error.verify_message.rstrip('.')}; check "
                 "the profile's ca and server_name"
             )
-        elif alert in _ALERTS or reason in _REFUSALS:
+        elif alert in _ALERTS or (reason in _REFUSALS and not self.handshaken):
             self.ended = Unauthenticated(_ALERTS.get(alert) or _REFUSALS[reason])
         elif isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
             self.ended = ConnectionLost("the gateway closed the connection")

@@ -9,25 +9,33 @@ from hsmux import (
     DeadlineExceeded,
     Denied,
     HsmuxError,
+    InvalidArgument,
     InvalidCiphertext,
     NotFound,
     OutcomeUnknown,
     Unavailable,
     WrongState,
 )
-from hsmux._retry import PAUSE_MAX_S, Effort, TimedOut, budget_ms
-from hsmux._tls import ConnectionLost
-from hsmux_protocol.operations import OPERATIONS
+from hsmux._retry import (
+    PAUSE_MAX_S,
+    TIMEOUT_S_MAX,
+    Effort,
+    TimedOut,
+    budget_ms,
+    check_timeout,
+)
+from hsmux._tls import ClientClosed, ConnectionLost
+from hsmux_protocol.operations import OPERATIONS, Operation
 
 READS, CHANGES = OPERATIONS["encrypt"], OPERATIONS["create_key"]
 
 
 @pytest.mark.parametrize("operation", [READS, CHANGES])
 @pytest.mark.parametrize("error", [Denied, NotFound, WrongState, InvalidCiphertext])
-def test_a_refusal_is_never_repeated(operation: object, error: type[HsmuxError]) -> None:
+def test_a_refusal_is_never_repeated(operation: Operation, error: type[HsmuxError]) -> None:
     refusal = error("no")
     with pytest.raises(error) as caught:
-        Effort(OPERATIONS["encrypt"], 100).failed(refusal, 0, sent=True)
+        Effort(operation, 100).failed(refusal, 0, sent=True)
     assert caught.value is refusal
 
 
@@ -83,3 +91,41 @@ def test_nothing_is_sent_again_after_the_deadline(errors: list[str], deadline: f
             return
         assert now < deadline
         assert 1 <= budget_ms(deadline, now) <= 50_000
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_closed_client_is_not_tried_again(sent: bool) -> None:
+    with pytest.raises(Unavailable, match="was closed; make a new one"):
+        Effort(READS, 10).failed(ClientClosed(), 0, sent=sent)
+    with pytest.raises(OutcomeUnknown if sent else Unavailable):
+        Effort(CHANGES, 10).failed(ClientClosed(), 0, sent=sent)
+
+
+def test_an_answer_for_now_does_not_tell_what_became_of_the_lost_one() -> None:
+    effort = Effort(CHANGES, 10)
+    effort.failed(ConnectionLost("cut"), 0, sent=True)
+    effort.failed(Busy("full"), 1, sent=True)
+    with pytest.raises(OutcomeUnknown):
+        effort.failed(Busy("full", retry_after_ms=60_000), 2, sent=True)
+
+
+def test_what_a_request_says_of_its_time_fits_the_wire() -> None:
+    assert budget_ms(10, 0) == 10_000
+    assert budget_ms(10, 9.9999) == budget_ms(10, 11) == 1
+    assert budget_ms(1e12, 0) == 2**32 - 1
+
+
+@pytest.mark.parametrize("timeout_s", [-1, 0, 0.5, 3, TIMEOUT_S_MAX])
+def test_a_timeout_is_a_number_of_seconds(timeout_s: float) -> None:
+    assert check_timeout(timeout_s) == timeout_s
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e300, TIMEOUT_S_MAX + 1])
+def test_an_endless_timeout_has_an_end(timeout_s: float) -> None:
+    assert check_timeout(timeout_s) == TIMEOUT_S_MAX
+
+
+@pytest.mark.parametrize("timeout_s", ["5", None, True, float("nan"), [1]])
+def test_a_timeout_that_is_no_number_is_refused(timeout_s: object) -> None:
+    with pytest.raises(InvalidArgument, match="timeout_s: must be a number of seconds"):
+        check_timeout(timeout_s)  # type: ignore[arg-type]
