@@ -149,11 +149,16 @@ def turn(directory: Path, *, is_softhsm: bool) -> Iterator[None]:
 def log_in(
     connection: Connection, module: str, label: str, pin_file: Path, directory: Path
 ) -> tuple[Application, dict[str, Any]]:
-    """Start: the application, logged in, and the daemon's options."""
+    """Start: the application, logged in, and the daemon's options.
+
+    Raises:
+        HungUp: That is not to be, and the daemon knows why.
+    """
     is_softhsm = "softhsm" in os.environ.get("HSMUX_ADAPTER_MODULE", module).lower()
-    with turn(directory, is_softhsm=is_softhsm):
-        connection.say("locked")
+    with contextlib.ExitStack() as stack:
         try:
+            stack.enter_context(turn(directory, is_softhsm=is_softhsm))
+            connection.say("locked")
             restored = softhsm.restore(os.environ, directory) if is_softhsm else []
             application = Application(module, label)
             connection.say("hello", {**application.facts(), "restored": restored})
@@ -172,7 +177,7 @@ def log_in(
             connection.expect("nothing")
         except (pkcs11.exceptions.PKCS11Error, OSError) as error:
             name = os.environ.get("HSMUX_ADAPTER_MODULE", module)
-            text = f"{type(error).__name__} {error} from {name}"
+            text = f"{type(error).__name__} {error} with {name}"
             connection.say("failed", "token", code_of(error), text)
             connection.expect("nothing")
         connection.say("ready")

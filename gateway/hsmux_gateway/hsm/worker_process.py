@@ -6,6 +6,7 @@ whenever it is idle. Its end is waited for through a pidfd, so a dead worker is 
 its process id never another process's.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -45,6 +46,7 @@ class WorkerProcess:
     def __init__(
         self,
         process: "subprocess.Popen[bytes]",
+        pidfd: int,
         ours: socket.socket,
         page: SecretPage,
         progress: Progress,
@@ -56,6 +58,7 @@ class WorkerProcess:
         self.login_began = False
         self.login_ended = False
         self._process = process
+        self._pidfd = pidfd
         self._connection = trio.socket.from_stdlib_socket(ours)
         self._stream = trio.SocketStream(self._connection)
         self._reader = MessageReader()
@@ -64,31 +67,27 @@ class WorkerProcess:
 
     @classmethod
     def start(cls, settings: TokenSettings, directory: Path) -> "WorkerProcess":
-        """Start a process; blocks for some milliseconds."""
-        ours, theirs = socket.socketpair()
-        page, progress = SecretPage(), Progress()
-        command = [
-            sys.executable,
-            "-m",
-            "hsmux_gateway.hsm.worker",
-            str(theirs.fileno()),
-            str(page.fd),
-            str(progress.fd),
-            adapter_path(faults="HSMUX_ADAPTER_RULES" in settings.environment),
-            settings.token_label,
-            str(settings.pin_path()),
-            str(directory),
-        ]
-        with theirs:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                # What a module prints must not mix with what a command prints.
-                stdout=2,
-                pass_fds=(theirs.fileno(), page.fd, progress.fd),
-                env=_environment(settings),
-            )
-        return cls(process, ours, page, progress)
+        """Start a process; blocks for some milliseconds.
+
+        Raises:
+            OSError: There is no room for another process or descriptor.
+            NativeError: There is no memory for secrets.
+        """
+        with contextlib.ExitStack() as stack:
+            ours, theirs = (stack.enter_context(end) for end in socket.socketpair())
+            page = stack.enter_context(contextlib.closing(SecretPage()))
+            progress = stack.enter_context(contextlib.closing(Progress()))
+            inherited = (theirs.fileno(), page.fd, progress.fd)
+            process = _spawn(settings, directory, inherited)
+            theirs.close()
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+            stack.pop_all()
+        return cls(process, pidfd, ours, page, progress)
 
     def post(self, message: list[Any]) -> None:
         """Have a message sent; does not wait."""
@@ -140,20 +139,40 @@ class WorkerProcess:
         Returns:
             The exit code; -n for signal n.
         """
-        descriptor = os.pidfd_open(self.pid)
-        try:
-            with trio.move_on_after(patience_s) as scope:
-                await trio.lowlevel.wait_readable(descriptor)
-            if scope.cancelled_caught:
-                self.kill()
-                await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            trio.lowlevel.notify_closing(descriptor)
-            os.close(descriptor)
+        with trio.move_on_after(patience_s) as scope:
+            await trio.lowlevel.wait_readable(self._pidfd)
+        if scope.cancelled_caught:
+            self.kill()
+            await trio.lowlevel.wait_readable(self._pidfd)
+        trio.lowlevel.notify_closing(self._pidfd)
+        os.close(self._pidfd)
         self.last_progress = self.progress.read()
         self.progress.close()
         self.page.close()
         return self._process.wait()
+
+
+def _spawn(
+    settings: TokenSettings, directory: Path, inherited: tuple[int, int, int]
+) -> "subprocess.Popen[bytes]":
+    command = [
+        sys.executable,
+        "-m",
+        "hsmux_gateway.hsm.worker",
+        *map(str, inherited),
+        adapter_path(faults="HSMUX_ADAPTER_RULES" in settings.environment),
+        settings.token_label,
+        str(settings.pin_path()),
+        str(directory),
+    ]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        # What a module prints must not mix with what a command prints.
+        stdout=2,
+        pass_fds=inherited,
+        env=_environment(settings),
+    )
 
 
 def _environment(settings: TokenSettings) -> dict[str, str]:

@@ -134,7 +134,7 @@ async def test_a_code_while_a_key_is_made(work: tuple[Rig, Work], when: str) -> 
 @pytest.mark.parametrize("function", MAKES)
 async def test_every_code_at_every_call(work: tuple[Rig, Work], function: str, when: str) -> None:
     rig, doing = work
-    steps = (*USES.get(function, ()), Work.make, Work.make_pair)
+    steps = USES.get(function, (Work.make, Work.make_pair))
     for code in CODES.values():
         for count in (1, 2, 3):
             for skip in range(4):
@@ -143,3 +143,13 @@ async def test_every_code_at_every_call(work: tuple[Rig, Work], function: str, w
                     f"action=return code={code}"
                 )
                 await try_rule(rig, doing, rule, steps)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("work", MAKERS, indirect=True)
+@pytest.mark.parametrize("function", USES)
+async def test_every_code_while_a_key_is_made(work: tuple[Rig, Work], function: str) -> None:
+    rig, doing = work
+    for code in CODES.values():
+        rule = f"function={function} count=1 when=after action=return code={code}"
+        await try_rule(rig, doing, rule, (Work.make, Work.make_pair))

@@ -1,7 +1,9 @@
 """The token as a whole: away and back, short of sessions, closing idle ones, answering no start."""
 
 import os
+import resource
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import trio
 
 from hsmux_gateway.hsm import softhsm
 from hsmux_gateway.hsm.errors import TokenBusy, TokenError, TokenUnavailable
+from hsmux_gateway.hsm.messages import encode_message
 from hsmux_gateway.hsm.pool import PoolToken
 from hsmux_gateway.hsm.sessions import RESERVE, plan_sessions
 from hsmux_protocol.columns import pack_column
@@ -86,6 +89,56 @@ async def test_a_module_that_opens_under_a_wrong_tag_is_not_used(rig: Rig) -> No
     with pytest.raises(TokenUnavailable, match="decrypts under a wrong tag"):
         async with rig.open(workers=1):
             pass
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[Callable[[], None]]:
+    """Lets this process open no more descriptors than it has, until the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_worker_that_finds_no_descriptor_is_started_later(
+    rig: Rig, few_descriptors: Callable[[], None]
+) -> None:
+    async with rig.open(workers=1) as token:
+        work = await Work.prepare(token)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few_descriptors()
+        os.kill(token.worker_pids()[0], signal.SIGKILL)
+        await until(lambda: token.statistics().breaker != "closed")
+        with pytest.raises(TokenUnavailable):
+            await encrypt(token, work.secret, [b"x"])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await back_in_service(work)
+
+
+async def test_a_directory_that_is_not_there_starts_nothing(rig: Rig) -> None:
+    rig.directory.rmdir()
+    with pytest.raises(TokenUnavailable, match="No such file or directory"):
+        async with rig.open():
+            pass
+    assert rig.counters.count("C_Login") == 0
+
+
+async def test_a_worker_that_talks_nonsense_is_replaced(rig: Rig) -> None:
+    async with rig.open(workers=2) as token:
+        work = await Work.prepare(token)
+        await until(lambda: token.statistics().workers == 2)
+        for nonsense in (b"\xff" * 8, b"\0\0\0\x01\xc0", encode_message(["hello", 1])):
+            pids = set(token.worker_pids())
+            process = next(iter(token.supervisor._processes.values()))
+            # As if the worker had said it: read again what is put before its next words.
+            process._reader._buffer += nonsense
+            while pids == set(token.worker_pids()):
+                await work.all()
+            await until(lambda: token.statistics().workers == 2)
+        await work.all()
 
 
 # ---- Sessions
