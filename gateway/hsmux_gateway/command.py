@@ -98,7 +98,6 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     from .hsm.probe import probe
 
     log_to(sys.stderr, level="warning")
-    log_to(sys.stderr)
     name, settings, instance = _token_of(config, token)
     try:
         found = _run(probe, settings, instance)

@@ -124,6 +124,18 @@ class Hsm(Section, frozen=True, kw_only=True):
             "left for the others gets BUSY.",
         ),
     ] = 65536
+    sessions_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65536,
+            description="Sessions the token has for this gateway; 0: as many as it says itself.",
+        ),
+    ] = 0
+    verify_every: Annotated[
+        int,
+        Meta(ge=1, le=65536, description="One in so many of the token's results is verified."),
+    ] = 64
 
 
 class Root(Section, frozen=True, kw_only=True):

@@ -63,6 +63,8 @@ def token_settings(name: str, hsm: Hsm) -> TokenSettings:
         environment=dict(hsm.environment),
         workers=hsm.workers,
         queue_items_max=hsm.queue_items_max,
+        sessions_max=hsm.sessions_max,
+        verify_every=hsm.verify_every,
     )
 
 

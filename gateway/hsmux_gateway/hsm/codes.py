@@ -17,7 +17,7 @@ ends and a new one takes its place.
     module       the module itself is unusable
     unknown      none of these; treated like token
 
-Codes are from PKCS#11 v2.40 section 11.1. What a code means for one operation only is in
+Codes are from PKCS#11 v2.40 section 11.1 and v3.0 section 5.1. What a code means for one operation only is in
 `BY_OPERATION`, a vendor's deviations are in `OVERRIDES`.
 """
 
@@ -72,6 +72,8 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0x114, "WRAPPING_KEY_SIZE_RANGE", "WrappingKeySizeRange"),
         (0x115, "WRAPPING_KEY_TYPE_INCONSISTENT", "WrappingKeyTypeInconsistent"),
         (0x170, "INFORMATION_SENSITIVE", ""),
+        (0x1B9, "PUBLIC_KEY_INVALID", "PublicKeyInvalid"),
+        (0x203, "KEY_EXHAUSTED", ""),
     ),
     "unsupported": (
         (0x54, "FUNCTION_NOT_SUPPORTED", "FunctionNotSupported"),
@@ -83,6 +85,7 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0x06, "FUNCTION_FAILED", "FunctionFailed"),
         (0x31, "DEVICE_MEMORY", "DeviceMemory"),
         (0x50, "FUNCTION_CANCELED", "FunctionCancelled"),
+        (0x201, "TOKEN_RESOURCE_EXCEEDED", ""),
     ),
     "sessions": ((0xB1, "SESSION_COUNT", "SessionCount"),),
     "session": (
@@ -97,6 +100,7 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0xB7, "SESSION_READ_ONLY_EXISTS", "SessionReadOnlyExists"),
         (0xB8, "SESSION_READ_WRITE_SO_EXISTS", "SessionReadWriteSOExists"),
         (0x150, "BUFFER_TOO_SMALL", ""),
+        (0x202, "OPERATION_CANCEL_FAILED", ""),
     ),
     "auth": (
         (0xA0, "PIN_INCORRECT", "PinIncorrect"),
@@ -105,6 +109,7 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0xA3, "PIN_EXPIRED", "PinExpired"),
         (0xA4, "PIN_LOCKED", "PinLocked"),
         (0x102, "USER_PIN_NOT_INITIALIZED", "UserPinNotInitialized"),
+        (0x1B8, "PIN_TOO_WEAK", "PinTooWeak"),
     ),
     "token": (
         (0x02, "HOST_MEMORY", "HostMemory"),
@@ -119,6 +124,7 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0x104, "USER_ANOTHER_ALREADY_LOGGED_IN", "AnotherUserAlreadyLoggedIn"),
         (0x105, "USER_TOO_MANY_TYPES", "UserTooManyTypes"),
         (0x121, "RANDOM_NO_RNG", "RandomNoRNG"),
+        (0x1B6, "FIPS_SELF_TEST_FAILED", ""),
     ),
     "module": (
         (0x01, "CANCEL", ""),
@@ -136,6 +142,8 @@ _TABLE: Final[dict[str, tuple[tuple[int, str, str], ...]]] = {
         (0x191, "CRYPTOKI_ALREADY_INITIALIZED", ""),
         (0x1A0, "MUTEX_BAD", ""),
         (0x1A1, "MUTEX_NOT_LOCKED", ""),
+        (0x1B5, "EXCEEDED_MAX_ITERATIONS", "ExceededMaxIterations"),
+        (0x1B7, "LIBRARY_LOAD_FAILED", ""),
         (0x200, "FUNCTION_REJECTED", "FunctionRejected"),
     ),
 }
