@@ -17,8 +17,8 @@ ends and a new one takes its place.
     module       the module itself is unusable
     unknown      none of these; treated like token
 
-Codes are from PKCS#11 v2.40 section 11.1 and v3.0 section 5.1. What a code means for one operation only is in
-`BY_OPERATION`, a vendor's deviations are in `OVERRIDES`.
+Codes are from PKCS#11 v2.40 section 11.1 and v3.0 section 5.1. What a code means for one operation
+only is in `BY_OPERATION`, a vendor's deviations are in `OVERRIDES`.
 """
 
 import re
