@@ -13,23 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from hsmux import Client, Encrypted, HsmuxError, InvalidArgument, InvalidCiphertext, Key
 
+from .failure import Failure
+from .own_gateway import own_gateway, workers_of
+
 __all__ = ["main"]
 
-START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 20.0
 RESTART_TIMEOUT_S: Final = 30.0
-WORKER_MODULE: Final = b"hsmux_gateway.hsm.worker"
 LICENSES: Final = Path("/usr/share/common-licenses")
-LAST_LINE: Final = "Ctrl-C stops it."
 CONTEXT: Final = {"table": "lines"}
 
 
@@ -43,65 +40,6 @@ class Row(NamedTuple):
     what: str
     records: int
     elapsed_s: float | None
-
-
-@contextmanager
-def gateway(directory: Path) -> Iterator[int]:
-    """`hsmux dev` as a process; its process id."""
-    command = [sys.executable, "-m", "hsmux_tools.main", "dev", "--state", str(directory / "state")]
-    with open(directory / "dev.log", "wb+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        assert process.stdout is not None
-        starter = threading.Timer(START_TIMEOUT_S, process.kill)
-        starter.start()
-        try:
-            lines = iter(process.stdout.readline, "")
-            if not any(line.strip() == LAST_LINE for line in lines):
-                log.seek(0)
-                raise DemoFailed(f"the gateway did not start: {log.read().decode().strip()}")
-            starter.cancel()
-            yield process.pid
-        finally:
-            starter.cancel()
-            started = [process.pid, *workers_of(process.pid)]
-            process.terminate()
-            _wait_for_end(process)
-            process.stdout.close()
-    left = [pid for pid in started if _is_running(pid)]
-    if left:
-        raise DemoFailed(f"processes are left running: {left}")
-
-
-def _wait_for_end(process: subprocess.Popen[str]) -> None:
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise DemoFailed("the gateway did not stop at SIGTERM") from None
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def workers_of(pid: int) -> list[int]:
-    """Process ids of the HSM workers of a gateway."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
-    return [int(child) for child in children if _is_worker(child)]
-
-
-def _is_worker(pid: str) -> bool:
-    try:
-        return WORKER_MODULE in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except FileNotFoundError:
-        return False
 
 
 def kill_worker(gateway_pid: int) -> None:
@@ -241,9 +179,9 @@ def main() -> NoReturn:
         directory = Path(name)
         os.environ["XDG_CONFIG_HOME"] = str(directory / "config")
         try:
-            with gateway(directory) as pid, Client.connect(profile="dev") as client:
+            with own_gateway(directory) as pid, Client.connect(profile="dev") as client:
                 rows = run_demo(client, pid, input_files(root), directory)
-        except (DemoFailed, HsmuxError) as error:
+        except (DemoFailed, Failure, HsmuxError) as error:
             print(f"demo failed: {error}", file=sys.stderr)
             sys.exit(1)
     print(f"{table(rows)}\ndemo ok")
