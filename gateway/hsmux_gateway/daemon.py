@@ -26,6 +26,7 @@ from .config import Config
 from .errors import EXIT_AGAIN, OperatorError
 from .foundation import Foundation, open_foundation, operator_border
 from .health import HealthServer
+from .heap import fix_heap_sizes
 from .initialise import Initialised, initialise, unlock
 from .listener import open_sockets
 
@@ -99,6 +100,7 @@ async def run_serve(
     Raises:
         OperatorError: The gateway cannot start or go on; says what to do.
     """
+    fix_heap_sizes()
     stop = _Stop()
     with operator_border(), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
