@@ -2,9 +2,9 @@
 
 Where processor time decides, it is all that the serving process has had: receiving, TLS, decoding,
 deciding, recording, sending. So a machine that others use too changes the figure little, and a
-generator that is a little slow nothing. The hardware path is processes side by side, and how well
-they keep each other busy is the very question: there the clock decides, less the time the worker
-or the bare session had to wait for a core that others were on.
+generator that is a little slow nothing. The hardware path is processes side by side, and whether
+the worker is kept busy is the very question: there it is the worker's time, at work or idle, but
+not the time that a process of the path could have run and others had its core.
 """
 
 import os
@@ -224,25 +224,26 @@ def measure_hardware_batches(site: Site, pace: Pace) -> list[Row]:
         connect(site.profile) as generator,
     ):
         worker = site.worker_pid
+        path = (os.getpid(), site.gateway_pid, worker)
         pin([os.getpid(), site.gateway_pid], mine)
         pin([worker, session.pid], others)
 
         def through_gateway() -> _Sample:
-            cpu, waited = cpu_ns(site.gateway_pid) + cpu_ns(worker), waited_ns(worker)
+            busy, side = cpu_ns(worker), cpu_ns(site.gateway_pid)
+            waited = sum(map(waited_ns, path))
             flow = generator.run(work.groups, window=BATCHES_OPEN, seconds=pace.seconds)
-            cost_ns = flow.wall_ns - (waited_ns(worker) - waited)
-            share = flow.cpu_ns / (cpu_ns(site.gateway_pid) + cpu_ns(worker) - cpu)
+            busy, side = cpu_ns(worker) - busy, cpu_ns(site.gateway_pid) - side
+            waited = sum(map(waited_ns, path)) - waited
             check(generator, work, flow)
-            return _Sample(len(flow.frames), cost_ns, flow.wall_ns, share)
+            cost_ns = max(busy, flow.wall_ns - waited)
+            return _Sample(len(flow.frames), cost_ns, flow.wall_ns, flow.cpu_ns / (busy + side))
 
         def through_session() -> _Sample:
-            waited = waited_ns(session.pid)
             laps = session.run(pace.seconds)
-            cost_ns = laps.wall_ns - (waited_ns(session.pid) - waited)
-            return _Sample(laps.calls, cost_ns, laps.wall_ns)
+            return _Sample(laps.calls, laps.cpu_ns, laps.wall_ns)
 
         pairs = list(_in_turn(pace.rounds, through_gateway, through_session))
-        unit = "records a second, waiting for a core left out"
+        unit = "records a second of the worker and of the session"
         return [_row("hardware-batches", pairs, BATCH_ITEMS, unit)]
 
 
