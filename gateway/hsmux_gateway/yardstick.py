@@ -37,13 +37,14 @@ from hsmux_protocol.context import EMPTY_CONTEXT
 from hsmux_protocol.envelope import HEADER_SIZE, SUITE_XAES_256_GCM, make_header
 from hsmux_protocol.frames import Request, Result, Welcome
 
+from .call import Principal
 from .config import load_config
-from .connection import read_call
-from .daemon import token_settings
+from .foundation import token_settings
 from .heap import fix_heap_sizes
 from .instance import Instance
 from .listener import open_sockets
-from .tls import TlsClosed, TlsStream, make_server_context
+from .requests import read_request
+from .tls import RECEIVE_SIZE, TlsClosed, TlsStream, make_server_context
 
 __all__ = ["main"]
 
@@ -55,6 +56,7 @@ PADDING: Final = bytes(SUITE_XAES_256_GCM.overhead_size)
 HEADER: Final = make_header(SUITE_XAES_256_GCM, KEY_ID, 1)
 ADDRESS: Final = "127.0.0.1:0"
 _LENGTH_SIZE: Final = 4
+NOBODY: Final = Principal(KEY_ID, "echo", KEY_ID, 0)
 
 _Server = Callable[[TlsStream], Awaitable[None]]
 
@@ -65,14 +67,14 @@ def _say(record: dict[str, Any]) -> None:
 
 def _echoed(request: Request) -> Result:
     """An answer as large as that to the request of one encryption: the plaintext and padding."""
-    _, arguments = read_call(request)
-    return Result(request.id, [arguments[-1] + PADDING, KEY_ID, 1])
+    asked = read_request(request, NOBODY, ADDRESS, 0, 0.0, "")
+    return Result(request.id, [asked.call.arguments[-1] + PADDING, KEY_ID, 1])
 
 
 async def _serve_echo(tls: TlsStream) -> None:
     """HELLO, WELCOME, then an answer for each request."""
     protocol = ServerConnection()
-    while data := await tls.receive():
+    while data := await tls.receive(RECEIVE_SIZE):
         protocol.receive_data(data)
         answers: list[bytes] = []
         while (frame := protocol.next_frame()) is not None:
@@ -111,7 +113,7 @@ async def _serve_sealer(tls: TlsStream) -> None:
     sealer = _Sealer()
     do = (sealer.seal, sealer.open)
     received = bytearray()
-    while data := await tls.receive():
+    while data := await tls.receive(RECEIVE_SIZE):
         received += data
         while len(received) >= _LENGTH_SIZE:
             end = _LENGTH_SIZE + int.from_bytes(received[:_LENGTH_SIZE], "big")
