@@ -2,8 +2,9 @@
 
 Theory of operation
 -------------------
-`append` only formats and keeps a record, and tells its number; `flush` writes everything kept with
-one `write` system call. A connection remembers the number of its last record and sees that it is
+`append` only keeps a record and tells its number; `flush` formats everything kept and writes it with
+one `write` system call: a burst of records is formatted in a fraction of the time that it takes one
+by one, between other things. A connection remembers the number of its last record and sees that it is
 written before it hands the answers to TLS, so a record survives `kill -9` of the gateway if its
 answer was seen, and a burst of answers costs one system call. The file is opened for append and
 every write is whole lines, so two processes would not tear each other's lines.
@@ -62,7 +63,7 @@ class RecordError(Exception):
     """A record could not be written; no answer may leave."""
 
 
-_encode: Final = msgspec.json.Encoder().encode
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
 
 
 def _close_line(file: int) -> None:
@@ -102,6 +103,7 @@ class Recorder:
         self._file = os.open(path, flags, 0o600)
         _close_line(self._file)
         self._log = log
+        self._kept: list[Record] = []
         self._pending = bytearray()
         self._unlogged = bytearray()
         self._retry_at = 0.0
@@ -110,7 +112,7 @@ class Recorder:
         self.failing = False
 
     def __repr__(self) -> str:
-        return f"Recorder({self.records} records, {len(self._pending)} bytes pending)"
+        return f"Recorder({self.records} records, {self.records - self.written} pending)"
 
     def ready(self) -> bool:
         """Whether requests can be recorded; tries to write again where that failed."""
@@ -123,10 +125,7 @@ class Recorder:
 
     def append(self, record: Record) -> int:
         """Keep a record for the next flush; its number, from 1."""
-        line = _encode(record) + b"\n"
-        self._pending += line
-        if self._log is not None:
-            self._unlogged += line
+        self._kept.append(record)
         self.records += 1
         return self.records
 
@@ -136,6 +135,7 @@ class Recorder:
         Raises:
             RecordError: Not everything could be written; what was not is kept.
         """
+        self._format()
         if not self._pending:
             return
         try:
@@ -151,6 +151,15 @@ class Recorder:
         if self._log is not None:
             _write_log(self._log, bytes(self._unlogged))
             self._unlogged.clear()
+
+    def _format(self) -> None:
+        if not self._kept:
+            return
+        lines = _encode_lines(self._kept)
+        self._kept.clear()
+        self._pending += lines
+        if self._log is not None:
+            self._unlogged += lines
 
     def close(self) -> None:
         """Write what is kept, make it durable and close the file."""
