@@ -5,6 +5,8 @@ bound.
 """
 
 import time
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -16,7 +18,14 @@ __all__ = ["LATENCY_BOUNDS_US", "Metrics"]
 LATENCY_BOUNDS_US: Final = (50, 100, 250, 500, 1_000, 2_500, 10_000, 50_000, 250_000, 1_000_000)
 """Upper bounds of the latency buckets in microseconds."""
 
+UNCOUNTED_MAX: Final = 256
+"""Calls that are kept to be counted together, which costs less than one by one."""
+
 _Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
+
+
+def _no_calls() -> list[int]:
+    return [0] * (len(LATENCY_BOUNDS_US) + 1)
 
 
 class Metrics:
@@ -26,29 +35,26 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        self._calls: dict[tuple[str, str], int] = {}
-        self._buckets: dict[str, list[int]] = {}
-        self._elapsed_ns: dict[str, int] = {}
+        self._uncounted: list[tuple[str, str, int]] = []
+        self._calls: Counter[tuple[str, str]] = Counter()
+        self._buckets: dict[str, list[int]] = defaultdict(_no_calls)
+        self._elapsed_ns: Counter[str] = Counter()
         self._numbers: list[tuple[_Family, str, str, Callable[[], float]]] = []
         self._families: list[Callable[[], Iterator[Metric]]] = []
         self._started = time.time()
 
     def count(self, operation: str, outcome: str, elapsed_ns: int) -> None:
         """Add one call that took `elapsed_ns` nanoseconds."""
-        key = (operation, outcome)
-        self._calls[key] = self._calls.get(key, 0) + 1
-        buckets = self._buckets.get(operation)
-        if buckets is None:
-            buckets = self._buckets[operation] = [0] * (len(LATENCY_BOUNDS_US) + 1)
-            self._elapsed_ns[operation] = 0
-        self._elapsed_ns[operation] += elapsed_ns
-        elapsed_us = elapsed_ns // 1000
-        index = 0
-        for bound in LATENCY_BOUNDS_US:
-            if elapsed_us <= bound:
-                break
-            index += 1
-        buckets[index] += 1
+        self._uncounted.append((operation, outcome, elapsed_ns))
+        if len(self._uncounted) >= UNCOUNTED_MAX:
+            self._count_all()
+
+    def _count_all(self) -> None:
+        for operation, outcome, elapsed_ns in self._uncounted:
+            self._calls[operation, outcome] += 1
+            self._elapsed_ns[operation] += elapsed_ns
+            self._buckets[operation][bisect_left(LATENCY_BOUNDS_US, elapsed_ns // 1000)] += 1
+        self._uncounted.clear()
 
     def add_gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Expose a number that `read` tells at a scrape."""
@@ -64,6 +70,7 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Every metric now."""
+        self._count_all()
         calls = CounterMetricFamily(
             "hsmux_calls", "Calls by operation and outcome.", labels=["operation", "outcome"]
         )

@@ -2,12 +2,12 @@
 
 Theory of operation
 -------------------
-`append` only keeps a record and tells its number; `flush` formats everything kept and writes it with
-one `write` system call: a burst of records is formatted in a fraction of the time that it takes one
-by one, between other things. A connection remembers the number of its last record and sees that it is
-written before it hands the answers to TLS, so a record survives `kill -9` of the gateway if its
-answer was seen, and a burst of answers costs one system call. The file is opened for append and
-every write is whole lines, so two processes would not tear each other's lines.
+`append` only keeps a record and tells its number; `flush` formats everything kept, which costs less
+together than one by one, and writes it with one `write` system call. A connection remembers the
+number of its last record and sees that it is written before it hands the answers to TLS, so a
+record survives `kill -9` of the gateway if its answer was seen, and a burst of answers costs one
+system call. The file is opened for append and every write is whole lines, so two processes would
+not tear each other's lines.
 
 If a write fails, no answer to a recorded request leaves: `flush` raises RecordError and the
 connection ends. What was not written is kept and written first, so what was changed is then on
