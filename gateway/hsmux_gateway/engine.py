@@ -239,13 +239,16 @@ class Engine:
         finally:
             self._in_work.give_back(tenant, 1)
 
-    async def _do(self, call: Call) -> list[Any]:
-        operation: Operation = call.operation
-        if operation.changes and "idempotency_token" in call.options:
-            remembered = await self._memory.recall(call, arguments_hash(call))
-            if remembered is not None:
-                return remembered
-        return await self._handlers[operation.name](call, *call.arguments)
+    def _do(self, call: Call) -> Awaitable[list[Any]]:
+        if "idempotency_token" in call.options and call.operation.changes:
+            return self._do_once(call)
+        return self._handlers[call.operation.name](call, *call.arguments)
+
+    async def _do_once(self, call: Call) -> list[Any]:
+        remembered = await self._memory.recall(call, arguments_hash(call))
+        if remembered is not None:
+            return remembered
+        return await self._handlers[call.operation.name](call, *call.arguments)
 
     def _record(self, call: Call, outcome: str, elapsed_ns: int) -> None:
         self._metrics.count(call.operation.name, outcome, elapsed_ns)
