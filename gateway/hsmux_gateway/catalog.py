@@ -32,6 +32,9 @@ __all__ = ["Catalog", "Ordered"]
 USABLE_STATES: Final = frozenset({"Enabled"})
 """Key states in which cryptographic operations are allowed."""
 
+DERIVED_MAX: Final = 4096
+"""Keys of which something derived is kept."""
+
 
 class Ordered:
     """Identifiers in ascending order, for pages that stay stable while more are added."""
@@ -78,6 +81,7 @@ class Catalog:
         self.client_key_order = Ordered()
         self.client_keys_by_spki: dict[bytes, bytes] = {}
         self.gateway_keys: dict[str, GatewayKeyRow] = {}
+        self._derived: dict[bytes, dict[int | None, Any]] = {}
         self._key_listeners: list[Callable[[bytes], None]] = []
         self._identity_listeners: list[Callable[[], None]] = []
 
@@ -112,6 +116,7 @@ class Catalog:
         changed = {row.key_id for row in changes.keys}
         changed |= {version.key_id for version in changes.key_versions}
         for key_id in changed:
+            self._derived.pop(key_id, None)
             for listener in self._key_listeners:
                 listener(key_id)
         if changes.access_points or changes.client_keys:
@@ -157,6 +162,15 @@ class Catalog:
     def aliases_of(self, key_id: bytes) -> list[str]:
         """The aliases of a key, ascending."""
         return sorted(self._aliases_of.get(key_id, ()))
+
+    def derived_of(self, key_id: bytes) -> dict[int | None, Any]:
+        """What users of a key have made of its versions, by number; gone when the key changes."""
+        derived = self._derived.get(key_id)
+        if derived is None:
+            if len(self._derived) >= DERIVED_MAX:
+                self._derived.clear()
+            derived = self._derived[key_id] = {}
+        return derived
 
     def find_key(self, reference: KeyReference) -> KeyRow:
         """The key a reference names.

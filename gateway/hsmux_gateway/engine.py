@@ -47,7 +47,7 @@ from hsmux_protocol.errors import (
     Unavailable,
 )
 from hsmux_protocol.fields import write_fields
-from hsmux_protocol.operations import OPERATIONS, Operation
+from hsmux_protocol.operations import OPERATIONS
 
 from .access.decision import CallFacts, decide
 from .audit.recorder import Record, Recorder

@@ -79,13 +79,20 @@ class KeyInUse:
 def key_in_use(catalog: Catalog, row: KeyRow, number: int | None) -> KeyInUse:
     """A version of a key for encryption or decryption; None means the newest.
 
+    What was found stays with the catalogue until the key changes. It holds for the row it was made
+    of alone: a caller that has waited may bring an older one.
+
     Raises:
         WrongState: The key is not for that, or its or the version's state does not allow it.
         NotFound: There is no such version.
     """
-    if row.usage != "ENCRYPT_DECRYPT":
-        raise WrongState(f"{format_key_id(row.key_id)} is for {row.usage}")
-    return KeyInUse(row, catalog.usable_version(row, number))
+    kept = catalog.derived_of(row.key_id)
+    used: KeyInUse | None = kept.get(number)
+    if used is None or used.row is not row:
+        if row.usage != "ENCRYPT_DECRYPT":
+            raise WrongState(f"{format_key_id(row.key_id)} is for {row.usage}")
+        used = kept[number] = KeyInUse(row, catalog.usable_version(row, number))
+    return used
 
 
 class Cipher(Protocol):
