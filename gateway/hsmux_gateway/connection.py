@@ -377,10 +377,10 @@ class Connection:
             before, left = left, protocol.buffered_size
             self._frame_began = None
             self._buffers.frame_taken()
-            if isinstance(frame, Request):
-                await self._take_request(nursery, frame, before - left)
-            else:
+            if not isinstance(frame, Request):
                 self._take_other(frame)
+            elif (asked := self._take_request(nursery, frame, before - left)) is not None:
+                self._put_answer(*await self._do(frame.id, asked, waits=False))
             if self._unauthenticated or time.perf_counter_ns() >= until_ns:
                 break
         return True
@@ -405,8 +405,8 @@ class Connection:
         elif isinstance(frame, Pong) and frame.number == GOAWAY_PING:
             self._nothing_crosses = self.draining
 
-    async def _take_request(self, nursery: trio.Nursery, request: Request, size: int) -> None:
-        """Do a request here, or start its task."""
+    def _take_request(self, nursery: trio.Nursery, request: Request, size: int) -> Asked | None:
+        """What is to be done here, or None when it has a task of its own now."""
         asked = read_request(
             request,
             self._principal,
@@ -420,11 +420,11 @@ class Connection:
             refusal = Busy("the gateway holds too much data", retry_after_ms=RETRY_AFTER_MS)
             asked, is_inline = asked._replace(refusal=asked.refusal or refusal), True
         if is_inline:
-            self._put_answer(*await self._do(request.id, asked, waits=False))
-            return
+            return asked
         self._buffers.begin(asked.size)
         self._scopes[request.id] = trio.CancelScope()
         nursery.start_soon(self._serve, request.id, asked)
+        return None
 
     # Calls and answers
 

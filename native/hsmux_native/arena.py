@@ -23,6 +23,7 @@ _KINDS: Final = ("memfd_secret", "mlock")
 _SIZE_MAX: Final = 1 << 30
 _MAC: Final = 32
 _OVERHEAD: Final[int] = lib.HS_NONCE_SIZE + lib.HS_TAG_SIZE
+_BYTES: Final = ffi.typeof("uint8_t[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,23 +171,25 @@ class Arena:
             InvalidSlot: The slot holds no key.
             NativeError: The operating system gives no random bytes, or the same twice.
         """
-        data = as_bytes(plaintext)
+        # Single requests come here one by one, so no more is called than must be.
+        data = plaintext if type(plaintext) is bytes else bytes(plaintext)
         size = len(header) + _OVERHEAD + len(data)
-        output = new("uint8_t[]", size)
-        check(
-            lib.hs_seal(
-                self._arena,
-                slot_number(slot),
-                header,
-                len(header),
-                context,
-                len(context),
-                data,
-                len(data),
-                output,
-            )
+        output = new(_BYTES, size)
+        status = lib.hs_seal(
+            self._arena,
+            slot_number(slot),
+            header,
+            len(header),
+            context,
+            len(context),
+            data,
+            len(data),
+            output,
         )
-        return taken(output, size)
+        if status:
+            check(status)
+        sealed: bytes = ffi.buffer(output, size)[:]
+        return sealed
 
     def open(self, slot: int, header_size: int, context: bytes, envelope: Buffer) -> bytes:
         """The plaintext of an envelope whose first `header_size` bytes are its header.
