@@ -19,7 +19,7 @@ from .catalog import Catalog
 from .config import Config
 from .connection import ConnectionFacts
 from .effects import Effects
-from .engine import Engine, collect_handlers
+from .engine import Engine, collect_handlers, collect_runs
 from .errors import OperatorError
 from .fairness import FairBudget, FairThreads, Turns
 from .foundation import Foundation, store_url
@@ -174,6 +174,7 @@ class Gateway:
             recorder=self.recorder,
             metrics=self.metrics,
             requests_max=config.limits.requests_max,
+            runs=collect_runs(*services),
         )
 
     def _authority(self) -> DeploymentAuthority:

@@ -2,9 +2,13 @@
 
 from typing import Any, NamedTuple
 
+from hsmux_protocol.errors import HsmuxError
 from hsmux_protocol.operations import Operation
 
-__all__ = ["Call", "Principal"]
+__all__ = ["Call", "Outcome", "Principal"]
+
+Outcome = list[Any] | HsmuxError
+"""What became of a call: its result values in the table's order, or why there are none."""
 
 
 class Principal(NamedTuple):

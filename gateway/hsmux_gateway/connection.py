@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 One task reads. It decrypts, decodes one frame at a time, and either does the call itself (software
-keys: nothing to wait for) or starts a task for it. Any task that has finished a call queues its
-answer and flushes (see `answers`).
+keys: nothing to wait for), with others that join it (see `runs`), or starts a task for it. Any task
+that has finished a call queues its answer and flushes (see `answers`).
 
 Back pressure is not reading. The reader stops decoding while `REQUESTS_IN_FLIGHT_MAX` calls have
 tasks, or while more than `ANSWERS_SIZE_MAX` bytes of answers wait for a peer that does not read
@@ -68,11 +68,12 @@ from hsmux_protocol.limits import REQUESTS_IN_FLIGHT_MAX
 from .answers import Answers
 from .audit.recorder import RecordError
 from .buffers import BufferLease, ConnectionBuffers
-from .call import Call, Principal
+from .call import Call, Outcome, Principal
 from .config import Limits
 from .engine import Engine, NotRecorded
 from .fairness import SLICE_NS, FairBudget, Turns
 from .requests import Asked, error_frame, read_request
+from .runs import Run
 from .tls import TlsClosed, TlsStream
 
 __all__ = ["Connection", "ConnectionFacts"]
@@ -154,6 +155,7 @@ class Connection:
         self._answers = Answers(tls, facts.engine.recorder, facts.limits.send_timeout_s)
         self._principal = Principal(bytes(16), "nobody yet", bytes(16), 0)
         self._buffers = self._buffers_of(b"")
+        self._run = Run(facts.engine.joins)
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
         self._cancelled: set[int] = set()
@@ -367,23 +369,34 @@ class Connection:
                 await trio.lowlevel.checkpoint()
 
     async def _take_slice(self, nursery: trio.Nursery, until_ns: int) -> bool:
-        """Take frames until the time is over or there is no room; whether there may be more."""
-        protocol, answers, scopes = self._protocol, self._answers, self._scopes
+        """Take frames until the time is over or there is no room; whether there may be more.
+
+        Requests that join each other are done together, before anything else is looked at.
+        """
+        protocol, answers, scopes, run = self._protocol, self._answers, self._scopes, self._run
         left = protocol.buffered_size
-        while len(scopes) < REQUESTS_IN_FLIGHT_MAX and answers.size <= ANSWERS_SIZE_MAX:
-            frame = protocol.next_frame()
-            if frame is None:
-                return False
-            before, left = left, protocol.buffered_size
-            self._frame_began = None
-            self._buffers.frame_taken()
-            if not isinstance(frame, Request):
-                self._take_other(frame)
-            elif (asked := self._take_request(nursery, frame, before - left)) is not None:
-                self._put_answer(*await self._do(frame.id, asked, waits=False))
-            if self._unauthenticated or time.perf_counter_ns() >= until_ns:
-                break
-        return True
+        try:
+            while (
+                len(scopes) < REQUESTS_IN_FLIGHT_MAX and answers.size + run.size <= ANSWERS_SIZE_MAX
+            ):
+                frame = protocol.next_frame()
+                if frame is None:
+                    return False
+                before, left = left, protocol.buffered_size
+                self._frame_began = None
+                self._buffers.frame_taken()
+                if not isinstance(frame, Request):
+                    await self._do_run()
+                    self._take_other(frame)
+                elif (asked := self._take_request(nursery, frame, before - left)) is not None:
+                    if not run.add(frame.id, asked):
+                        await self._do_run()
+                        run.add(frame.id, asked)
+                if self._unauthenticated or time.perf_counter_ns() >= until_ns:
+                    break
+            return True
+        finally:
+            await self._do_run()
 
     async def _wait_for_room(self) -> None:
         """Wait while too many calls are in work or too many answers are unread."""
@@ -460,15 +473,30 @@ class Connection:
         self, request_id: int, asked: Asked, *, waits: bool
     ) -> tuple[Result | Error, bool]:
         """The answer to a request, and whether there is a record of it."""
+        outcome: Outcome
         try:
             call, refusal = asked.call, asked.refusal
-            values = await self._facts.engine.call(call, refusal=refusal, waits=waits)
-            return Result(request_id, values), True
-        except NotRecorded as error:
-            return error_frame(request_id, error), False
+            outcome = await self._facts.engine.call(call, refusal=refusal, waits=waits)
         except HsmuxError as error:
-            self._unauthenticated |= isinstance(error, Unauthenticated)
-            return error_frame(request_id, error), True
+            outcome = error
+        return self._answer_of(request_id, outcome)
+
+    async def _do_run(self) -> None:
+        """Do the requests that were collected, and queue their answers."""
+        requests = self._run.take_all()
+        if len(requests) < 2:
+            for request_id, asked in requests:
+                self._put_answer(*await self._do(request_id, asked, waits=False))
+            return
+        outcomes = await self._facts.engine.call_run([asked.call for _, asked in requests])
+        for (request_id, _), outcome in zip(requests, outcomes, strict=True):
+            self._put_answer(*self._answer_of(request_id, outcome))
+
+    def _answer_of(self, request_id: int, outcome: Outcome) -> tuple[Result | Error, bool]:
+        if not isinstance(outcome, HsmuxError):
+            return Result(request_id, outcome), True
+        self._unauthenticated |= isinstance(outcome, Unauthenticated)
+        return error_frame(request_id, outcome), not isinstance(outcome, NotRecorded)
 
     def _put(self, frame: Frame) -> None:
         """Queue a frame that answers no request; it leaves at the next flush."""

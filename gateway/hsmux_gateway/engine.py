@@ -23,6 +23,11 @@ recorded.
 Idempotency: a changing call with a token whose effect is already stored gets the stored answer,
 after it was decided again. The effect and its memory are one store transaction (see `effects`).
 
+Runs: requests of one connection that came together and differ in nothing but their last argument
+are decided once and done by one handler, `<operation>_run`, where the operation has one. Each is
+recorded and answered for itself, and when anything about a run is not as usual, its calls are done
+one by one: what becomes of a call never depends on its neighbours.
+
 Bounds: calls in work are a `FairBudget` between access points; over it a call is Busy at once.
 A call whose deadline passed while it waited for its turn is not begun.
 """
@@ -30,7 +35,7 @@ A call whose deadline passed while it waited for its turn is not begun.
 import hashlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgpack
@@ -51,7 +56,7 @@ from hsmux_protocol.operations import OPERATIONS
 
 from .access.decision import CallFacts, decide
 from .audit.recorder import Record, Recorder
-from .call import Call
+from .call import Call, Outcome
 from .fairness import FairBudget
 from .metrics import Metrics
 
@@ -61,13 +66,18 @@ __all__ = [
     "Identities",
     "Memory",
     "NotRecorded",
+    "RunHandler",
     "arguments_hash",
     "collect_handlers",
+    "collect_runs",
 ]
 
 log = structlog.get_logger("hsmux.engine")
 
 Handler = Callable[..., Awaitable[list[Any]]]
+
+RunHandler = Callable[[Sequence[Call]], Awaitable[list[Outcome] | None]]
+"""Does calls that differ in their last argument only; None if they must be done one by one."""
 
 RETRY_AFTER_MS: Final = 100
 """What a caller is told to wait when the gateway as a whole is full."""
@@ -110,6 +120,16 @@ def collect_handlers(*services: object) -> dict[str, Handler]:
     return handlers
 
 
+def collect_runs(*services: object) -> dict[str, RunHandler]:
+    """The handlers of runs, by operation."""
+    return {
+        name: getattr(service, f"{name}_run")
+        for name in OPERATIONS
+        for service in services
+        if hasattr(service, f"{name}_run")
+    }
+
+
 def arguments_hash(call: Call) -> bytes:
     """SHA-256 over operation and canonical arguments: what an idempotency token stands for."""
     values = write_fields(call.operation.arguments, tuple(call.arguments))
@@ -141,6 +161,7 @@ class Engine:
         recorder: Takes the records; the front flushes it.
         metrics: Counts calls by operation and outcome.
         requests_max: Calls in work at most; more get Busy.
+        runs: From `collect_runs`.
     """
 
     def __init__(
@@ -152,8 +173,10 @@ class Engine:
         recorder: Recorder,
         metrics: Metrics,
         requests_max: int,
+        runs: Mapping[str, RunHandler] | None = None,
     ) -> None:
         self._handlers = handlers
+        self._runs = runs or {}
         self._identities = identities
         self._memory = memory
         self._metrics = metrics
@@ -214,6 +237,51 @@ class Engine:
             failure.reference = call.reference
             raise failure
         return values
+
+    def joins(self, call: Call, other: Call) -> bool:
+        """Whether two calls of one connection, neither refused, can be of one run."""
+        return (
+            call.operation is other.operation
+            and call.operation.name in self._runs
+            and call.arguments[:-1] == other.arguments[:-1]
+            and call.options == other.options
+        )
+
+    async def call_run(self, calls: Sequence[Call]) -> list[Outcome]:
+        """Do calls that join each other and wait for nothing; each as `call` would.
+
+        Args:
+            calls: In the order in which they came.
+        """
+        started = time.perf_counter_ns()
+        outcomes = None if self.recorder.failing else await self._done_together(calls)
+        if outcomes is None:
+            return [await self._outcome(call) for call in calls]
+        elapsed_ns = (time.perf_counter_ns() - started) // len(calls)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if isinstance(outcome, HsmuxError):
+                outcome.reference = call.reference
+                self._record(call, type(outcome).__name__, elapsed_ns)
+            else:
+                self._record(call, "done", elapsed_ns)
+        return outcomes
+
+    async def _done_together(self, calls: Sequence[Call]) -> list[Outcome] | None:
+        try:
+            # All of one caller at one moment: what is decided for the first holds for all.
+            self._decide(calls[0], None)
+            if time.monotonic() >= min(call.deadline for call in calls):
+                return None
+            return await self._runs[calls[0].operation.name](calls)
+        except Exception:
+            # Whatever it is, each call meets it again by itself and is told of it.
+            return None
+
+    async def _outcome(self, call: Call) -> Outcome:
+        try:
+            return await self.call(call, waits=False)
+        except HsmuxError as error:
+            return error
 
     def _decide(self, call: Call, refusal: HsmuxError | None) -> None:
         facts = self._identities.facts(call)

@@ -176,6 +176,24 @@ class SoftwareCipher:
         arena = self._materials.arena
         return arena.open_batch(slot, key.header, pack_column(contexts), envelopes)
 
+    def encrypt_column(
+        self, key: KeyInUse, context: bytes, plaintexts: Sequence[bytes]
+    ) -> tuple[bytes, Sequence[int]]:
+        """Envelopes of one context as a column, and statuses."""
+        slot = self._materials.slot_of(key.version)
+        return self._materials.arena.seal_batch(
+            slot, key.header, pack_column([context]), pack_column(plaintexts)
+        )
+
+    def decrypt_column(
+        self, key: KeyInUse, context: bytes, envelopes: Sequence[bytes]
+    ) -> tuple[bytes, Sequence[int]]:
+        """Plaintexts of one context as a column, and statuses."""
+        slot = self._materials.slot_of(key.version)
+        return self._materials.arena.open_batch(
+            slot, key.header, pack_column([context]), pack_column(envelopes)
+        )
+
 
 class HardwareCipher:
     """AES-GCM in the key's token.

@@ -2,12 +2,14 @@
 
 Every handler finds the key version, checks that its state and usage allow the operation, and hands
 over to the cipher or signer of the key's protection. Software symmetric keys never wait, so a
-single request on one takes the short way through `SoftwareCipher`'s `*_one` functions. Signing and
+single request on one takes the short way through `SoftwareCipher`'s `*_one` functions, and requests
+that came together for one key and context are a column (`*_run`, see `engine`). Signing and
 verifying takes up to milliseconds and goes to threads; what a thread needs of a key is opened
 before, here, so that nothing but the event loop touches what is kept open.
 """
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -16,6 +18,7 @@ import structlog
 from hsmux_protocol.columns import (
     column_count,
     pack_column,
+    unpack_column,
 )
 from hsmux_protocol.envelope import HEADER_SIZE, Header, parse_header
 from hsmux_protocol.errors import (
@@ -29,7 +32,7 @@ from hsmux_protocol.errors import (
 from hsmux_protocol.keys import ALGORITHMS, Algorithm
 from hsmux_protocol.references import KeyReference, format_key_id
 
-from ..call import Call
+from ..call import Call, Outcome
 from ..catalog import Catalog
 from ..fairness import FairThreads
 from ..store.rows import KeyRow, KeyVersionRow
@@ -134,6 +137,16 @@ class CryptographyService:
             envelope = only_output(column, statuses, decrypting=False)
         return [envelope, used.row.key_id, used.version.version]
 
+    async def encrypt_run(self, calls: Sequence[Call]) -> list[Outcome] | None:
+        """Plaintexts under one key and context: a column for the C module, an answer each."""
+        key, context, _ = calls[0].arguments
+        used = key_in_use(self._catalog, self._catalog.find_key(key), key.version)
+        column, statuses = self._software.encrypt_column(used, context, _last_arguments(calls))
+        if any(statuses):
+            return None
+        key_id, version = used.row.key_id, used.version.version
+        return [[envelope, key_id, version] for envelope in unpack_column(column)]
+
     async def decrypt(
         self, call: Call, key: KeyReference | None, context: bytes, ciphertext: bytes
     ) -> list[Any]:
@@ -154,6 +167,21 @@ class CryptographyService:
             )
             plaintext = only_output(column, statuses, decrypting=True)
         return [plaintext, used.row.key_id, used.version.version]
+
+    async def decrypt_run(self, calls: Sequence[Call]) -> list[Outcome] | None:
+        """Envelopes of one key version and context; one that does not open fails for itself."""
+        key, context, first = calls[0].arguments
+        used = self._opening(_read_header(first), key)
+        size_min = used.suite.overhead_size
+        envelopes = _last_arguments(calls)
+        if not all(len(e) >= size_min and e.startswith(used.header) for e in envelopes):
+            return None
+        column, statuses = self._software.decrypt_column(used, context, envelopes)
+        key_id, version = used.row.key_id, used.version.version
+        return [
+            invalid_ciphertext() if status else [plaintext, key_id, version]
+            for plaintext, status in zip(unpack_column(column), statuses, strict=True)
+        ]
 
     def _opening(self, header: Header, pinned: KeyReference | None) -> KeyInUse:
         """The key version an envelope names, if it is the pinned one."""
@@ -265,6 +293,10 @@ class CryptographyService:
             raise WrongState(f"{format_key_id(row.key_id)} has no public key")
         version = self._catalog.usable_version(row, key.version)
         return [version.public_key, row.spec, row.key_id, version.version]
+
+
+def _last_arguments(calls: Sequence[Call]) -> list[bytes]:
+    return [call.arguments[-1] for call in calls]
 
 
 def _read_header(envelope: bytes) -> Header:
