@@ -503,18 +503,25 @@ class Connection:
         self._answers.put(self._protocol.send(frame))
 
     def _put_answer(self, frame: Result | Error, is_recorded: bool) -> None:
-        """Queue the one answer to a request."""
+        """Queue the one answer to a request; after the farewell nobody waits for one."""
+        if frame.id not in self._protocol.open_ids:
+            return
         try:
-            data = self._protocol.send(frame)
+            data = self._encode_answer(frame)
         except LocalProtocolError as error:
             reference = self._facts.new_reference()
             log.critical("an answer does not fit a frame", reference=reference, error=str(error))
             failure = InternalError("the answer does not fit a frame", reference=reference)
-            data = self._protocol.send(error_frame(frame.id, failure))
+            data = self._encode_answer(error_frame(frame.id, failure))
         if is_recorded:
             self._answers.put_recorded(data)
         else:
             self._answers.put(data)
+
+    def _encode_answer(self, frame: Result | Error) -> bytes:
+        if self._protocol.state is State.CLOSED:
+            return self._protocol.late_answer(frame)
+        return self._protocol.send(frame)
 
     # Ending
 

@@ -230,10 +230,23 @@ class ServerConnection(_Connection):
     def farewell(self, error: Error) -> bytes:
         """The last bytes to send: why the connection ends, as an ERROR with id 0.
 
-        Allowed in every state, so that a peer that broke the format is told so too.
+        Allowed in every state, so that a peer that broke the format is told so too. No request is
+        open after it.
         """
         self.state = State.CLOSED
+        self.open_ids.clear()
         return encode_frame(error._replace(id=0), size_max=FRAME_SIZE_MAX_OPENING)
+
+    def late_answer(self, frame: Result | Error) -> bytes:
+        """The bytes of an answer after the peer broke the format, to a request that came before.
+
+        Raises:
+            LocalProtocolError: The request is not open, or the frame does not fit the format.
+        """
+        self._check_sent(frame)
+        data = encode_frame(frame, size_max=self._size_max_sent)
+        self._sent(frame)
+        return data
 
     def _received(self, frame: Frame) -> None:
         if type(frame) is Request:

@@ -254,6 +254,27 @@ def test_farewell_in_every_state(state: State) -> None:
     assert server.state is State.CLOSED
 
 
+def test_requests_before_a_broken_frame_are_still_answered_until_the_farewell() -> None:
+    client, server = pair(State.OPEN)
+    request = FRAME_OF_KIND[Request]
+    assert isinstance(request, Request)
+    for number in (7, 8, 9):
+        assert transfer(client.send(request._replace(id=number)), server) is not None
+    with pytest.raises(RemoteProtocolError):
+        transfer(b"\x00\x00\x00\x01\xc0", server)
+    with pytest.raises(LocalProtocolError):
+        server.send(Result(7, []))
+    assert transfer(server.late_answer(Result(7, [])), client) == Result(7, [])
+    for number in (7, 10):
+        with pytest.raises(LocalProtocolError, match="is not open"):
+            server.late_answer(Result(number, []))
+    with pytest.raises(LocalProtocolError):
+        server.late_answer(Result(8, [bytes(2**20)]))
+    server.farewell(FRAME_OF_KIND[Error])  # type: ignore[arg-type]
+    with pytest.raises(LocalProtocolError, match="is not open"):
+        server.late_answer(Result(8, []))
+
+
 def test_close() -> None:
     client, _ = pair(State.OPEN)
     client.close()
