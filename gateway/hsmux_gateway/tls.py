@@ -209,7 +209,7 @@ class TlsStream:
             raise TlsClosed(f"record refused: {error.reason or error}") from None
         return b"".join(pieces) if pieces else None
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Encrypt and send all of `data`.
 
         Raises:
@@ -293,16 +293,39 @@ class TlsStream:
             raise TlsClosed("connection lost: closed") from None
 
     async def _flush(self) -> None:
-        async with self._send_lock:
+        """Send what OpenSSL has made; comes back at once when the socket takes all of it."""
+        try:
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
             data = self._outgoing.read()
-            if not data:
-                return
-            whole = False
-            try:
-                await self._stream.send_all(data)
-                whole = True
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                raise TlsClosed("connection lost while sending") from None
-            finally:
-                if not whole:
-                    self.broken = True
+            if data:
+                await self._send(memoryview(data))
+        finally:
+            self._send_lock.release()
+
+    async def _send(self, data: memoryview) -> None:
+        whole = False
+        try:
+            while data:
+                sent = self._try_write(data)
+                if sent:
+                    data = data[sent:]
+                else:
+                    await trio.lowlevel.wait_writable(self._socket)
+            whole = True
+        except trio.ClosedResourceError:
+            raise TlsClosed("connection lost while sending") from None
+        finally:
+            if not whole:
+                self.broken = True
+
+    def _try_write(self, data: memoryview) -> int:
+        """How many bytes the socket took; 0 when it has no room."""
+        try:
+            return os.write(self._socket.fileno(), data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            raise TlsClosed("connection lost while sending") from None
