@@ -79,17 +79,19 @@ class Answers:
                 self._queue.clear()
                 if self._recorder.written < self._record:
                     self._recorder.flush()
-                for start in range(0, len(data), PIECE_SIZE):
-                    await self._send(data[start : start + PIECE_SIZE])
+                await self._send(memoryview(data))
             self._is_torn = False
         finally:
             self._flushing = False
 
-    async def _send(self, piece: bytes) -> None:
-        with trio.fail_after(self._send_timeout_s):
-            await self._tls.send_all(piece)
-        self.size -= len(piece)
-        self._moved.set()
+    async def _send(self, data: memoryview) -> None:
+        with trio.fail_after(self._send_timeout_s) as scope:
+            while data:
+                piece, data = data[:PIECE_SIZE], data[PIECE_SIZE:]
+                await self._tls.send_all(piece)
+                self.size -= len(piece)
+                self._moved.set()
+                scope.deadline = trio.current_time() + self._send_timeout_s
 
     async def drain(self, size: int = 0) -> None:
         """Flush, or wait for whoever flushes, until at most `size` bytes are left."""

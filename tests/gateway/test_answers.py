@@ -24,7 +24,7 @@ class Peer(TlsStream):
         self.reads.set()
         self.gone = False
 
-    async def send_all(self, data: bytes) -> None:
+    async def send_all(self, data: bytes | memoryview) -> None:
         """Take bytes."""
         await self.reads.wait()
         if self.gone:
@@ -77,7 +77,7 @@ async def test_a_large_answer_goes_in_pieces_each_with_its_time(
     class Slow(Peer):
         """Takes a piece in 9 seconds."""
 
-        async def send_all(self, data: bytes) -> None:
+        async def send_all(self, data: bytes | memoryview) -> None:
             """Take bytes, slowly."""
             await trio.sleep(9.0)
             self.took += data
