@@ -50,6 +50,8 @@ __all__ = [
 LENGTH_SIZE: Final = 4
 _PACKER_SIZE: Final = 1024
 _COMPACT_SIZE: Final = 64 * 1024
+_VIEW_SIZE: Final = 4 * 1024
+"""Bytes of a body from which copying it twice costs more than a view that saves one copy."""
 TEXT_SIZE_MAX: Final = 4096
 
 
@@ -293,7 +295,11 @@ class FrameReader:
         if len(self._buffer) < end:
             return None
         self._start = end
-        body = bytes(self._buffer[start:end])
+        if size < _VIEW_SIZE:
+            body = bytes(self._buffer[start:end])
+        else:
+            with memoryview(self._buffer) as view:
+                body = bytes(view[start:end])
         self._forget()
         return body
 

@@ -175,6 +175,9 @@ def is_long(call: Call) -> bool:
     if not call.operation.name.endswith("_batch"):
         return False
     contexts, items = call.arguments[2:]
+    if contexts is None and call.operation.name == "encrypt_batch":
+        # The C module goes through the items, in less than a millisecond.
+        return False
     return contexts is not None or column_count(items) > INLINE_ITEMS_MAX
 
 

@@ -148,7 +148,7 @@ def status_column(statuses: Sequence[int], table: Sequence[int]) -> bytes:
         statuses: Numbers of the C module or a token, one an item.
         table: What each number is as an error.
     """
-    if not any(statuses):
+    if bytes(statuses).count(0) == len(statuses):
         return len(statuses).to_bytes(4, "big") + bytes(2 * len(statuses))
     return pack_u16_column([table[status] for status in statuses])
 
