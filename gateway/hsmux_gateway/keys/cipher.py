@@ -234,8 +234,9 @@ class HardwareCipher:
         """Envelopes and statuses; a malformed column never gets as far as a worker."""
         token, hsm_key = self._hsm_keys.find(key.row.spec, key.version)
         items = read_column(plaintexts, "plaintexts")
-        fitting = [index for index, item in enumerate(items) if len(item) <= ITEM_SIZE_MAX]
-        if len(fitting) < len(items):
+        fitting: Sequence[int] = range(len(items))
+        if max(map(len, items), default=0) > ITEM_SIZE_MAX:
+            fitting = [index for index, item in enumerate(items) if len(item) <= ITEM_SIZE_MAX]
             plaintexts = pack_column([items[index] for index in fitting])
             contexts = contexts if len(contexts) == 1 else [contexts[index] for index in fitting]
         data = context_column(key.header, contexts)
@@ -244,10 +245,12 @@ class HardwareCipher:
             result = await self._hsm_keys.ask(
                 lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
             )
+        outputs, header = unpack_column(result.outputs), key.header
+        if len(outputs) == len(items) and not any(result.statuses):
+            return pack_column([header + output for output in outputs]), result.statuses
         envelopes, statuses = [b""] * len(items), [STATUS_TOO_LARGE] * len(items)
-        outputs = unpack_column(result.outputs)
         for index, output, status in zip(fitting, outputs, result.statuses, strict=True):
-            envelopes[index] = key.header + output if output else b""
+            envelopes[index] = header + output if output else b""
             statuses[index] = status
         return pack_column(envelopes), statuses
 
