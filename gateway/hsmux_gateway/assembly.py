@@ -1,10 +1,12 @@
 """The parts of a running gateway, put together: what each is given, and nothing of what it does."""
 
+import datetime
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -24,6 +26,7 @@ from .errors import OperatorError
 from .fairness import FairBudget, FairThreads, Turns
 from .foundation import Foundation, store_url
 from .hsm.token import TokenStatistics
+from .initialise import RENEWAL
 from .keys.batch_service import BatchService
 from .keys.cipher import Cipher, HardwareCipher, SoftwareCipher
 from .keys.counters import USES_ROTATE, UseCounters
@@ -94,6 +97,7 @@ class Gateway:
         )
         self.turns = Turns()
         self.stopping = False
+        self._certificate: x509.Certificate | None = None
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
         self._identities = Identities(self.catalog, config.store.stale_s, self.effects.refresh)
@@ -191,7 +195,9 @@ class Gateway:
         ca = self._authority().certificate.public_bytes(serialization.Encoding.DER)
         certificate = Path(config.tls.certificate or instance.server_certificate)
         private_key = Path(config.tls.private_key or instance.server_key)
-        return make_server_context(certificate, private_key, ca)
+        context = make_server_context(certificate, private_key, ca)
+        self._certificate = x509.load_pem_x509_certificate(certificate.read_bytes())
+        return context
 
     async def _lease_uses(self, key_id: bytes, version: int, amount: int) -> int:
         return await self.effects.write(
@@ -209,6 +215,10 @@ class Gateway:
         found = self.not_ready()
         if self.base.config.root.file:
             found.append("the root key is a file: for development only")
+        if self._certificate is not None:
+            ends = self._certificate.not_valid_after_utc
+            if ends - datetime.datetime.now(datetime.UTC) < RENEWAL:
+                found.append(f"the gateway's own certificate ends on {ends:%Y-%m-%d}: renew it")
         found += [
             f"token {name}: {number} objects that this store does not know"
             for name, number in self.reconciliation.unclaimed.items()

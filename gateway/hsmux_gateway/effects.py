@@ -135,20 +135,30 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
+        revision = 0
+
+        def noted(transaction: Transaction) -> T:
+            nonlocal revision
+            revision = transaction.revision
+            return work(transaction)
+
         try:
-            value = await self._writer.write(work, patience_s=PATIENCE_S)
+            value = await self._writer.write(noted, patience_s=PATIENCE_S)
         except StoreDamaged as error:
             raise presented(CommitUnknown(str(error))) from error
         except StoreError as error:
             raise presented(error) from error
         with trio.move_on_after(CATCH_UP_S, shield=True):
-            await self._catch_up()
+            await self._catch_up(revision)
         return value
 
-    async def _catch_up(self) -> None:
+    async def _catch_up(self, revision: int) -> None:
         """Show a change that is durable; if the store is away just now, `poll` does it later."""
         try:
-            await self.refresh()
+            async with self._refreshing:
+                # Changes that were committed together are shown together.
+                if self._catalog.revision < revision:
+                    await self._refresh()
         except errors.HsmuxError as error:
             log.warning("a change is stored and not shown yet", error=error.text)
 
@@ -184,11 +194,14 @@ class Effects:
             HsmuxError: The store is away.
         """
         async with self._refreshing:
-            since, asked_at = self._catalog.revision, time.monotonic()
-            changes = await self._in_thread(lambda: self._changes_since(since))
-            if changes is not None:
-                self._catalog.apply(changes)
-            self._catalog.confirm(asked_at)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        since, asked_at = self._catalog.revision, time.monotonic()
+        changes = await self._in_thread(lambda: self._changes_since(since))
+        if changes is not None:
+            self._catalog.apply(changes)
+        self._catalog.confirm(asked_at)
 
     def _changes_since(self, revision: int) -> Any:
         if self._store.revision() == revision:

@@ -54,7 +54,7 @@ from .store.rows import (
 from .store.store import Store
 from .store.transaction import Reader, Transaction
 
-__all__ = ["ADMINISTRATOR", "Initialised", "find_root", "initialise", "unlock"]
+__all__ = ["ADMINISTRATOR", "RENEWAL", "Initialised", "find_root", "initialise", "unlock"]
 
 log = structlog.get_logger("hsmux.initialise")
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import hsmux_native
 from hsmux_protocol import __version__
@@ -13,6 +13,9 @@ from .catalog import Catalog
 from .hsm.token import Token
 
 __all__ = ["StatusService", "token_record"]
+
+WARNINGS_MAX: Final = 32
+"""Warnings of one answer, the first of them; a log tells all."""
 
 
 class StatusService:
@@ -54,7 +57,7 @@ class StatusService:
             self._root,
             self._store,
             self._catalog.revision,
-            self._warnings(),
+            self._warnings()[:WARNINGS_MAX],
             [token_record(token) for token in self._tokens.values()],
         ]
 

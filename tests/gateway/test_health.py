@@ -98,8 +98,8 @@ def test_connections_that_say_nothing_make_room_in_time(
     assert ask(gateway, "/healthz") == (200, "ok\n")
 
 
-def test_a_gateway_without_a_health_server_serves(tmp_path: Path) -> None:
-    config = write_config(tmp_path)
+def test_a_gateway_without_a_health_server_serves_until_a_client_is_idle(tmp_path: Path) -> None:
+    config = write_config(tmp_path, "[limits]\nidle_timeout_s = 0.3\n")
     config.write_text(
         config.read_text().replace('[health]\nlisten = "127.0.0.1:0"', '[health]\nlisten = ""')
     )
@@ -107,6 +107,8 @@ def test_a_gateway_without_a_health_server_serves(tmp_path: Path) -> None:
         assert running.health == ""
         with connect(running.address, client_context(running.administrator)) as client:
             assert client.call("generate_random", 8)
+            with pytest.raises(EOFError):
+                client.receive()
 
 
 def test_a_stopping_gateway_is_not_ready(tmp_path: Path) -> None:
