@@ -135,7 +135,7 @@ class Hsm(Section, frozen=True, kw_only=True):
     verify_every: Annotated[
         int,
         Meta(ge=1, le=65536, description="One in so many of the token's results is verified."),
-    ] = 64
+    ] = 256
 
 
 class Root(Section, frozen=True, kw_only=True):

@@ -43,7 +43,7 @@ class TokenSettings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 2
     queue_items_max: int = QUEUE_ITEMS_MAX
     sessions_max: int = 0
-    verify_every: int = 64
+    verify_every: int = 256
     keep_alive_s: float = 10.0
     age_s: float = 4 * 3600.0
 
