@@ -87,7 +87,7 @@ async def test_a_stopped_worker_holds_up_nobody_else(
 async def test_a_call_that_hangs_is_tried_once_more_and_then_refused(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hsmux_gateway.hsm.pool.KILL_DEFAULT_S", 0.3)
+    monkeypatch.setattr("hsmux_gateway.hsm.pool.KILL_DEFAULT_S", 1.5)
     async with rig.open(workers=2) as token:
         work = await Work.prepare(token)
         rig.rules(f"function=C_Encrypt min_size={POISON_SIZE} action=hang")
@@ -108,10 +108,10 @@ async def test_a_call_that_hangs_is_tried_once_more_and_then_refused(
 async def test_a_slow_column_is_not_a_hanging_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hsmux_gateway.hsm.pool.KILL_DEFAULT_S", 0.4)
+    monkeypatch.setattr("hsmux_gateway.hsm.pool.KILL_DEFAULT_S", 1.0)
     async with rig.open(workers=1, verify_every=1000) as token:
         work = await Work.prepare(token)
-        rig.rules("function=C_Encrypt action=latency ms=50")
+        rig.rules("function=C_Encrypt action=latency ms=100")
         items = [b"x"] * 20
         assert await decrypt(token, work.secret, await encrypt(token, work.secret, items)) == items
         assert token.statistics().restarts == 0
