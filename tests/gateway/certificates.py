@@ -58,16 +58,21 @@ class Identity:
     chain: list[x509.Certificate]
     key: ec.EllipticCurvePrivateKey
 
-    def context(self, ca: Path, directory: Path) -> ssl.SSLContext:
-        """A client's TLS context with this identity."""
-        context = stranger(ca)
-        pem = directory / "identity.pem"
+    def write(self, certificate: Path, private_key: Path) -> None:
+        """Write it into two files."""
         encoding = serialization.Encoding.PEM
+        certificate.write_bytes(b"".join(c.public_bytes(encoding) for c in self.chain))
         key = self.key.private_bytes(
             encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        pem.write_bytes(b"".join(c.public_bytes(encoding) for c in self.chain) + key)
-        context.load_cert_chain(pem)
+        private_key.write_bytes(key)
+
+    def context(self, ca: Path, directory: Path) -> ssl.SSLContext:
+        """A client's TLS context with this identity."""
+        context = stranger(ca)
+        certificate, private_key = directory / "identity.pem", directory / "identity.key"
+        self.write(certificate, private_key)
+        context.load_cert_chain(certificate, private_key)
         return context
 
     def sign(self) -> "Identity":

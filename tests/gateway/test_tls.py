@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 import trustme
+from cryptography import x509
 
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import run_init
@@ -58,6 +59,9 @@ def border(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Border]:
     issuer = open_issuer(config)
     short = issuer.issue(start=-DAY, validity=DAY + datetime.timedelta(seconds=4))
     register(config, short)
+    tls = config.parent / "instance" / "tls"
+    own = issuer.issue(start=-DAY, validity=6 * DAY, server=True)
+    own.write(tls / "server.pem", tls / "server.key")
     with running_gateway(config, init=False) as running:
         yield Border(running, issuer, short)
 
@@ -195,6 +199,14 @@ def test_another_protocol_is_closed_without_a_word(border: Border, protocols: li
     ):
         tls.sendall(ClientConnection().send(Hello([VERSION], [], "raw")))
         assert tls.recv(1) == b""
+
+
+def test_a_certificate_of_the_gateways_own_that_ends_soon_is_told(border: Border) -> None:
+    with connect(border.running.address, client_context(border.running.administrator)) as client:
+        warnings = client.call("show_status")[-2]
+    server = border.running.directory / "tls" / "server.pem"
+    ends = x509.load_pem_x509_certificate(server.read_bytes()).not_valid_after_utc
+    assert f"the gateway's own certificate ends on {ends:%Y-%m-%d}: renew it" in warnings
 
 
 def test_tls_1_2_is_refused(border: Border) -> None:

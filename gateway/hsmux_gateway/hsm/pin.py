@@ -92,14 +92,15 @@ class PinMarks:
         if outcome == "refused":
             raise PinRefused(
                 f"the token refused the PIN in {pin_file} before, and nobody tries it again; put "
-                f"the right PIN there, or run `hsmux hsm clear-pin --token {self._token}` once the "
-                "token accepts it"
+                "the right PIN there, or run "
+                f"`hsmux hsm clear-pin --config FILE --token {self._token}` once the token "
+                "accepts it"
             )
         if flags & (_LOCKED | _FINAL_TRY) or (outcome == "trying" and flags & _WARNINGS):
             raise PinRefused(
                 "the token's PIN is locked or was entered wrongly before; check it with the "
                 "vendor's tools, then run "
-                f"`hsmux hsm clear-pin --token {self._token}`"
+                f"`hsmux hsm clear-pin --config FILE --token {self._token}`"
             )
         self._write(serial, salt, digest, "trying")
 

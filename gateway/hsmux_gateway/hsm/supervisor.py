@@ -296,7 +296,7 @@ class Supervisor:
             worker,
             f"the token refused the PIN ({text}, code 0x{code:x}); nobody tries it again: put the "
             f"right PIN into {self._settings.pin_path()}, or run "
-            f"`hsmux hsm clear-pin --token {self.name}` once the token accepts it",
+            f"`hsmux hsm clear-pin --config FILE --token {self.name}` once the token accepts it",
         )
         process.hang_up()
 

@@ -167,7 +167,7 @@ async def test_who_may_log_in(
     if is_tried:
         kept.begin("serial", flags, pin)
         return
-    with pytest.raises(PinRefused, match="hsmux hsm clear-pin --token main"):
+    with pytest.raises(PinRefused, match="hsmux hsm clear-pin --config FILE --token main"):
         kept.begin("serial", flags, pin)
 
 
