@@ -209,6 +209,12 @@ def test_a_client_key_for_a_request(
             pass
 
 
+def test_an_access_point_cannot_be_named_like_another(client: Any) -> None:
+    victim = client.create_access_point(new_name())
+    with pytest.raises(hsmux.InvalidArgument, match="identifier"):
+        client.create_access_point(victim.access_point_id)
+
+
 def test_a_client_key_with_a_private_key_is_shown_once(client: Any) -> None:
     owner = client.create_access_point(new_name())
     token = os.urandom(16)

@@ -195,3 +195,12 @@ def test_an_output_that_cannot_be_written_is_named(deployment: Deployment, run: 
     result = run("random", "8", "--out", "nowhere/file")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "hsmux: nowhere/file: No such file or directory\n"
+
+
+@pytest.mark.parametrize("character", ["\u009b", "\u202e", "\u2028", "\u200b", "\x7f", "\x1b"])
+def test_json_steers_no_terminal(run: Run, deployment: Deployment, character: str) -> None:
+    description = f"a{character}b\u00e9"
+    run("key", "create", "--spec", "AES_256", "--description", description)
+    shown = run("key", "list", "-o", "json").stdout
+    assert character not in shown and "\u00e9" in shown
+    assert json.loads(shown)[0]["description"] == description

@@ -121,8 +121,18 @@ def _show_field(
 
 def _document(value: Any, settings: Settings) -> bytes:
     if settings.output_format == "json":
-        return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()
+        text = json.dumps(value, ensure_ascii=False, indent=2)
+        return ("".join(map(_escaped, text)) + "\n").encode()
     return _yaml(value)
+
+
+def _escaped(character: str) -> str:
+    """A character of a JSON document that does a terminal no harm: JSON leaves C1 controls,
+    directions of writing and invisible characters as they are.
+    """
+    if character.isprintable() or character == "\n":
+        return character
+    return json.dumps(character)[1:-1]
 
 
 def _yaml(value: Any) -> bytes:

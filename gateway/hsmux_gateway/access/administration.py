@@ -3,7 +3,7 @@
 import datetime
 import os
 import time
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from cryptography import x509
@@ -30,6 +30,10 @@ from .authority import check_request, issue
 from .identities import spki_sha256
 
 __all__ = ["AdministrationService", "Authority", "client_key_row"]
+
+
+ACCESS_POINT_PREFIX: Final = "ap-"
+"""Begins the identifiers of access points in their text form."""
 
 
 class Authority(Protocol):
@@ -84,6 +88,8 @@ class AdministrationService:
         """A new, enabled access point."""
         if not name.isprintable() or name.strip() != name:
             raise InvalidArgument("name: printable characters, without blanks at either end")
+        if name.startswith(ACCESS_POINT_PREFIX):
+            raise InvalidArgument(f"name: what begins with {ACCESS_POINT_PREFIX} is an identifier")
         at_ms = time.time_ns() // 1_000_000
         row = AccessPointRow(os.urandom(16), name, description, "Enabled", at_ms)
 
@@ -142,11 +148,11 @@ class AdministrationService:
             raise presented(error) from error
 
     def _find_access_point(self, name: str) -> AccessPointRow:
-        """An access point by name, or by `ap-<identifier>`."""
+        """An access point by name, or by `ap-<identifier>`, which no name looks like."""
         identifier = self._catalog.access_point_names.get(name)
         if identifier is None:
             try:
-                identifier = parse_identifier("ap-", name)
+                identifier = parse_identifier(ACCESS_POINT_PREFIX, name)
             except ValueError:
                 identifier = b""
         row = self._catalog.access_points.get(identifier)

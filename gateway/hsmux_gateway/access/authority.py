@@ -161,7 +161,7 @@ def check_request(der: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ValueError(f"not a PKCS#10 request: {error}") from None
     # The key before the signature: an enormous one would take its time to verify.
     if not _is_strong(key):

@@ -22,7 +22,9 @@ import json
 import re
 import secrets
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import msgspec
 
 from ..instance import write_file
 from .errors import PinRefused
@@ -36,6 +38,14 @@ _COUNT_LOW: Final = 0x00010000  # CKF_USER_PIN_COUNT_LOW
 _FINAL_TRY: Final = 0x00020000  # CKF_USER_PIN_FINAL_TRY
 _LOCKED: Final = 0x00040000  # CKF_USER_PIN_LOCKED
 _WARNINGS: Final = _COUNT_LOW | _FINAL_TRY | _LOCKED
+
+
+class _Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of a PIN."""
+
+    salt: str
+    hash: str
+    outcome: Literal["trying", "ok", "refused"]
 
 
 class PinMarks:
@@ -54,11 +64,18 @@ class PinMarks:
         return self._directory / f"pin-{re.sub('[^A-Za-z0-9]', '_', serial)}.json"
 
     def _read(self, serial: str) -> dict[str, Any] | None:
+        path = self._path(serial)
         try:
-            mark: dict[str, Any] = json.loads(self._path(serial).read_text())
-            return mark
-        except (FileNotFoundError, json.JSONDecodeError):
+            mark = msgspec.json.decode(path.read_bytes(), type=_Mark)
+            bytes.fromhex(mark.salt)
+        except FileNotFoundError:
             return None
+        except (msgspec.MsgspecError, ValueError):
+            raise PinRefused(
+                f"the PIN mark {path} is not what hsmux wrote; if the token accepts the PIN, run "
+                f"`hsmux hsm clear-pin --config FILE --token {self._token}`"
+            ) from None
+        return msgspec.structs.asdict(mark)
 
     def _write(self, serial: str, salt: str, digest: str, outcome: str) -> None:
         mark = {"salt": salt, "hash": digest, "outcome": outcome}

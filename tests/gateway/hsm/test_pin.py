@@ -241,3 +241,27 @@ async def test_a_pin_file_that_is_not_there_starts_nothing(rig: Rig) -> None:
         async with open_token(settings, Arena(1 << 20), rig.directory):
             pass
     assert rig.counters.count("C_Login") == 0
+
+
+SPOILT = [
+    b"",
+    b"null",
+    b"{}",
+    b'{"outcome": "ok"}',
+    b"\xff",
+    b'{"salt": "zz", "hash": "", "outcome": "ok"}',
+]
+
+
+@pytest.mark.parametrize("content", SPOILT)
+def test_a_mark_that_is_spoilt_is_named(tmp_path: Path, content: bytes) -> None:
+    """It may have said that the PIN was refused, so nobody logs in on its word."""
+    (tmp_path / "pin").write_text("1234")
+    marks = PinMarks(tmp_path, "main")
+    marks.begin("serial", 0, tmp_path / "pin")
+    (path,) = tmp_path.glob("pin-*.json")
+    path.write_bytes(content)
+    with pytest.raises(PinRefused, match=r"clear-pin --config FILE --token main"):
+        marks.begin("serial", 0, tmp_path / "pin")
+    assert marks.clear() == 1
+    marks.begin("serial", 0, tmp_path / "pin")
