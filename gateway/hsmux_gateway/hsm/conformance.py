@@ -194,9 +194,9 @@ async def check_private_keys_prove_themselves(token: Token, arena: Arena) -> Non
     swapped = HsmKey(key.cka_id, "EC_P256", b"", other.public_key)
     missing = HsmKey(os.urandom(16), "EC_P256", b"", other.public_key)
     for bad, error in ((swapped, KeyQuarantined), (missing, KeyMissing)):
+        await _refused(token.prove(bad, deadline=_deadline()), error)
         call = token.sign(bad, "ECDSA_SHA_256", bytes(32), deadline=_deadline(), tenant=TENANT)
         await _refused(call, error)
-        await _refused(token.prove(bad, deadline=_deadline()), error)
     await token.prove(key, deadline=_deadline())
 
 

@@ -8,7 +8,7 @@ import trio
 
 from hsmux_gateway.hsm.errors import TokenError
 from tests.gateway.hsm.conftest import MAKERS
-from tests.gateway.hsm.rig import Rig, Work, soon
+from tests.gateway.hsm.rig import ITEMS, Rig, Work, decrypt, soon
 
 CODES = {
     "caller": "CKR_DATA_INVALID",
@@ -110,6 +110,22 @@ async def test_a_code_while_keys_are_used(work: tuple[Rig, Work], function: str)
     assert rig.counters.faults(function) >= len(FEW)
     if function not in CANARY:
         assert doing.token.statistics().restarts == 0
+
+
+@pytest.mark.parametrize("work", MAKERS, indirect=True)
+@pytest.mark.parametrize("name", ["caller of decrypt", "general", "caller"])
+async def test_a_burst_of_errors_does_not_make_a_good_ciphertext_invalid(
+    work: tuple[Rig, Work], name: str
+) -> None:
+    rig, doing = work
+
+    async def open_one(work: Work) -> None:
+        assert await decrypt(work.token, work.secret, work.sealed[:1]) == ITEMS[:1]
+
+    for function in ("C_DecryptInit", "C_Decrypt"):
+        for count in range(2, 8):
+            rule = f"function={function} count={count} action=return code={CODES[name]}"
+            await try_rule(rig, doing, rule, (open_one,))
 
 
 @pytest.mark.parametrize("work", ["softhsm"], indirect=True)

@@ -28,6 +28,14 @@ def rig(tmp_path: Path) -> Rig:
     return Rig(softhsm_settings(tmp_path), tmp_path)
 
 
+async def away(work: Work) -> None:
+    """Everything fails, until nobody tries any more."""
+    with trio.fail_after(30):
+        while work.token.statistics().breaker == "closed":
+            with pytest.raises(TokenError):
+                await work.all()
+
+
 async def back_in_service(work: Work) -> None:
     """Everything works again, in time and without anybody's help."""
     with trio.fail_after(BACK_S):
@@ -46,16 +54,14 @@ async def test_a_token_directory_that_is_moved_away_and_back(rig: Rig) -> None:
     async with rig.open(workers=2) as token:
         work = await Work.prepare(token)
         (directory,) = softhsm.token_directories(rig.settings.environment)
-        away = directory.parent.parent / "away"
+        elsewhere = directory.parent.parent / "elsewhere"
         for _ in range(2):
-            directory.rename(away)
-            while token.statistics().breaker == "closed":
-                with pytest.raises(TokenError):
-                    await work.all()
+            directory.rename(elsewhere)
+            await away(work)
             job = token.encrypt(work.secret, pack_column([b"x"]), AAD, deadline=soon(), tenant=b"")
             with pytest.raises(TokenUnavailable):
                 await job
-            away.rename(directory)
+            elsewhere.rename(directory)
             await back_in_service(work)
 
 
@@ -63,9 +69,7 @@ async def test_a_token_that_is_removed_and_put_back(rig: Rig) -> None:
     async with rig.open(workers=2) as token:
         work = await Work.prepare(token)
         rig.rules("token_removed=on")
-        while token.statistics().breaker == "closed":
-            with pytest.raises(TokenError):
-                await work.all()
+        await away(work)
         rig.rules()
         await back_in_service(work)
 

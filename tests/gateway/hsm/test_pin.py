@@ -51,7 +51,10 @@ async def test_a_wrong_pin_is_tried_once(tmp_path: Path, module: str) -> None:
     assert rig.counters.count("C_Login") == 1 + WORKERS
 
 
-async def test_two_gateways_at_once_try_a_wrong_pin_once(rig: Rig) -> None:
+@pytest.mark.parametrize("module", MAKERS)
+async def test_several_gateways_at_once_try_a_wrong_pin_once(tmp_path: Path, module: str) -> None:
+    rig = Rig(MAKERS[module](tmp_path), tmp_path)
+    rig.rules("function=C_Login action=latency ms=100")
     write_pin(rig, "wrong")
     refused = 0
 
