@@ -149,7 +149,10 @@ async def _run(gateway: Gateway, stop: _Stop, ready: Callable[[Addresses], None]
     """Everything from the first socket to the last answer."""
     config = gateway.base.config
     listener = gateway.make_listener()
-    with _sockets(config.server.listen) as sockets, _sockets([config.health.listen]) as health:
+    with (
+        _sockets(config.server.listen, "server.listen") as sockets,
+        _sockets([config.health.listen], "health.listen") as health,
+    ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(gateway.turns.run)
             nursery.start_soon(gateway.effects.poll, config.store.poll_ms / 1000)
@@ -183,8 +186,8 @@ async def _repeat(interval_s: float, work: Callable[[], Awaitable[None]]) -> Non
 
 
 @contextmanager
-def _sockets(addresses: list[str]) -> Iterator[list[trio.socket.SocketType]]:
-    sockets = open_sockets([address for address in addresses if address])
+def _sockets(addresses: list[str], setting: str) -> Iterator[list[trio.socket.SocketType]]:
+    sockets = open_sockets([address for address in addresses if address], setting)
     try:
         yield sockets
     finally:

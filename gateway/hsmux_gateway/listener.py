@@ -83,8 +83,14 @@ def connections_possible(wanted: int, others: int = 0) -> int:
     return possible
 
 
-def open_sockets(addresses: Sequence[str]) -> list[trio.socket.SocketType]:
+def open_sockets(
+    addresses: Sequence[str], setting: str = "server.listen"
+) -> list[trio.socket.SocketType]:
     """Listening sockets for `host:port` addresses; port 0 lets the kernel choose.
+
+    Args:
+        addresses: Where to listen.
+        setting: Names them in the configuration.
 
     Raises:
         OperatorError: An address cannot be listened on.
@@ -101,7 +107,7 @@ def open_sockets(addresses: Sequence[str]) -> list[trio.socket.SocketType]:
                 opened.close()
             raise OperatorError(
                 f"cannot listen on {address}: {error.strerror}; choose another address in "
-                "server.listen or stop what uses it"
+                f"{setting} or stop what uses it"
             ) from None
     return sockets
 

@@ -84,6 +84,8 @@ class PinMarks:
     @staticmethod
     def _hash(pin_file: Path, salt: str) -> str:
         pin = pin_file.read_bytes().rstrip(b"\r\n")
+        if not pin:
+            raise PinRefused(f"the PIN file {pin_file} is empty; put the token's user PIN there")
         return hashlib.scrypt(pin, salt=bytes.fromhex(salt), n=SCRYPT_COST, r=8, p=1).hex()
 
     def begin(self, serial: str, flags: int, pin_file: Path) -> None:

@@ -268,3 +268,11 @@ def test_a_mark_that_is_spoilt_is_named(tmp_path: Path, content: bytes) -> None:
         marks.begin("serial", 0, tmp_path / "pin")
     assert marks.clear() == 1
     marks.begin("serial", 0, tmp_path / "pin")
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\r\n"])
+def test_an_empty_pin_is_never_tried(tmp_path: Path, content: str) -> None:
+    (tmp_path / "pin").write_text(content)
+    with pytest.raises(PinRefused, match="is empty"):
+        PinMarks(tmp_path, "main").begin("serial", 0, tmp_path / "pin")
+    assert not list(tmp_path.glob("pin-*.json"))
