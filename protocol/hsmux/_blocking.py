@@ -25,7 +25,8 @@ The rules that keep a wake-up from being lost:
 A KeyboardInterrupt can come between any two steps of the main thread. The lock is only ever taken
 by `with`, and nothing that sleeps takes it again by itself (as a Condition does), so it is never
 left taken. A computation that was cut in two leaves a link nobody can rely on: it is given up as if
-the connection had broken, which costs the other threads a repeated request.
+the connection had broken, which costs the other threads a repeated request. And a thread that was
+about to wake another may be interrupted just then, so nobody sleeps long without looking himself.
 
 After fork the child must not touch the connection: two processes that write into one TLS stream
 destroy it. The child closes its descriptors, which the parent does not notice, and nothing else.
@@ -40,12 +41,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
-from hsmux_protocol.errors import HsmuxError
 from hsmux_protocol.operations import Operation
 
 from ._addresses import share
 from ._link import Link, Slot
-from ._retry import GRACE_S, TimedOut
+from ._retry import FAILURES, GRACE_S, TimedOut
 from ._tls import ClientClosed, ConnectionLost
 from ._wire import Wire, set_options
 
@@ -55,6 +55,11 @@ __all__ = ["BlockingLink", "Ticket", "Waiter", "connect_socket"]
 _Selector: Final[Callable[[], selectors.BaseSelector]] = getattr(
     selectors, "PollSelector", selectors.SelectSelector
 )
+
+LOOK_S: Final = 1.0
+"""Seconds after which a thread that sleeps looks by itself: what a wake-up that was lost to a
+KeyboardInterrupt costs.
+"""
 
 _links: "weakref.WeakSet[BlockingLink]" = weakref.WeakSet()
 
@@ -69,8 +74,8 @@ class Waiter:
         self._bed.acquire()
 
     def sleep(self, timeout_s: float) -> None:
-        """Sleep; not at all if it was woken since the last time."""
-        self._bed.acquire(timeout=max(0.0, timeout_s))
+        """Sleep for a while; not at all if it was woken since the last time."""
+        self._bed.acquire(timeout=max(0.0, min(timeout_s, LOOK_S)))
 
     def wake(self) -> None:
         """Wake it now or keep it from falling asleep; callers take turns by a lock of their own."""
@@ -86,6 +91,22 @@ class Ticket:
     def __init__(self, operation: Operation) -> None:
         self.waiter = Waiter()
         self.slot = Slot(operation, self.waiter.wake)
+
+
+class _Whole:
+    """Around a computation under the lock: if it is cut in two, the link is given up."""
+
+    __slots__ = ("_link",)
+
+    def __init__(self, link: "BlockingLink") -> None:
+        self._link = link
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        if kind is not None and not issubclass(kind, FAILURES):
+            self._link.lose("a request was interrupted")
 
 
 class BlockingLink:
@@ -135,12 +156,12 @@ class BlockingLink:
             HsmuxError: The gateway or this side refused.
             ConnectionLost: It ended, or did not answer in time.
         """
-        with self._lock:
+        with self._lock, _Whole(self):
             self._flush()
         self._wait(lambda: self.link.welcome is not None, deadline, Waiter())
         if self.link.welcome is None:
             with self._lock:
-                self._lose("the gateway did not answer in time")
+                self.lose("the gateway did not answer in time")
             assert self.link.ended is not None
             raise self.link.ended
 
@@ -160,18 +181,12 @@ class BlockingLink:
             TooLarge: It is larger than the gateway accepts.
         """
         while True:
-            with self._lock:
+            with self._lock, _Whole(self):
                 if self._wire.is_stale:
                     self._look()
                 if self.link.has_room or not self.link.is_open:
                     ticket = Ticket(operation)
-                    try:
-                        self._wire.submit(ticket.slot, arguments, deadline, options)
-                    except (ConnectionLost, HsmuxError, TimedOut):
-                        raise
-                    except BaseException:
-                        self._lose("a request was interrupted")
-                        raise
+                    self._wire.submit(ticket.slot, arguments, deadline, options)
                     self._after_flush()
                     return ticket
             self._wait_for_room(deadline)
@@ -198,24 +213,25 @@ class BlockingLink:
 
     def give_up(self, ticket: Ticket) -> None:
         """Nobody waits for a request any more: cancel it."""
-        with self._lock:
-            try:
-                self.link.give_up(ticket.slot)
-                self._flush()
-            except BaseException:
-                self._lose("a request was interrupted")
-                raise
+        with self._lock, _Whole(self):
+            self.link.give_up(ticket.slot)
+            self._flush()
 
     def retire(self) -> None:
         """No new requests come here: close when the last open one is answered."""
-        with self._lock:
+        with self._lock, _Whole(self):
             self._is_retired = True
             self._close_if_retired()
 
     def close(self) -> None:
         """Say close_notify, as far as the socket takes it, and close; who waits is told."""
-        with self._lock:
+        with self._lock, _Whole(self):
             self._close(ClientClosed())
+
+    def lose(self, reason: str) -> None:
+        """Give the connection up; the lock is held."""
+        self.link.lose(reason)
+        self._close_when_unused()
 
     def drop_in_child(self) -> None:
         """Close the descriptors that a forked child inherited, and send nothing."""
@@ -235,26 +251,18 @@ class BlockingLink:
         if self._is_retired and (self.link.is_idle or self.link.ended is not None):
             self._close(ConnectionLost("another connection has taken its place"))
 
-    def _lose(self, reason: str) -> None:
-        self.link.lose(reason)
-        self._close_when_unused()
-
     def _doubt(self) -> None:
         """A request has had its time: a gateway that has long said nothing is taken for lost."""
-        with self._lock:
+        with self._lock, _Whole(self):
             if self._wire.is_silent:
                 # Our own process may have been stopped, and the answers lie in the socket.
                 self._look()
             if self._wire.is_silent:
-                self._lose("the gateway is silent")
+                self.lose("the gateway is silent")
 
     def _look(self) -> None:
         """Receive what is there already, without being the pump."""
-        try:
-            self._wire.receive()
-        except BaseException:
-            self._lose("a request was interrupted")
-            raise
+        self._wire.receive()
         self._flush()
         self._wake_pump()
         self._tell_of_room()
@@ -276,7 +284,7 @@ class BlockingLink:
         is_pump = False
         try:
             while True:
-                with self._lock:
+                with self._lock, _Whole(self):
                     if is_pump:
                         is_pump = self._has_pump = False
                         self._exchange()
@@ -293,10 +301,11 @@ class BlockingLink:
                 else:
                     waiter.sleep(remaining_s)
         finally:
-            with self._lock:
+            if is_pump:
+                # Before the lock, which an interrupted thread may not get.
+                self._has_pump = False
+            with self._lock, _Whole(self):
                 self._waiting.pop(waiter, None)
-                if is_pump:
-                    self._has_pump = False
                 self._hand_over()
 
     def _hand_over(self) -> None:
@@ -305,7 +314,10 @@ class BlockingLink:
         if self.link.ended is not None:
             self._close_when_unused()
         elif not self._has_pump and self._waiting:
-            next(iter(self._waiting)).wake()
+            waiter = next(iter(self._waiting))
+            # It comes again if it sleeps again; one that never comes is not asked twice.
+            del self._waiting[waiter]
+            waiter.wake()
 
     def _select_what_is_needed(self) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._wire.has_unsent else 0)
@@ -317,12 +329,8 @@ class BlockingLink:
             self._woken.recv(64)
         except BlockingIOError:
             pass
-        try:
-            self._wire.receive()
-            self._wire.flush()
-        except BaseException:
-            self.link.lose("a request was interrupted")
-            raise
+        self._wire.receive()
+        self._wire.flush()
         self._tell_of_room()
 
     def _tell_of_room(self) -> None:

@@ -442,13 +442,13 @@ class Client:
 
     def _pause(self, pause_s: float) -> None:
         """Wait before the next try, unless the client is closed."""
+        until = time.monotonic() + pause_s
         waiter = Waiter()
         try:
             with self._lock:
-                if self._is_closed:
-                    return
                 self._pausing[waiter] = None
-            waiter.sleep(pause_s)
+            while not self._is_closed and (left_s := until - time.monotonic()) > 0:
+                waiter.sleep(left_s)
         finally:
             with self._lock:
                 self._pausing.pop(waiter, None)
@@ -543,10 +543,12 @@ class Client:
             self._retire_link()
             return self._connect(deadline)
         finally:
+            if is_mine:
+                # Before the lock, which an interrupted thread may not get.
+                self._is_connecting = False
             with self._lock:
                 self._waiting.pop(waiter, None)
-                if is_mine:
-                    self._is_connecting = False
+                if not self._is_connecting:
                     for each in self._waiting:
                         each.wake()
 

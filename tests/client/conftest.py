@@ -12,6 +12,7 @@ import trio
 
 from hsmux import Client
 from hsmux.trio_client import TrioClient
+from tests.client.peer import Certificates
 from tests.gateway.hsm.conftest import softhsm_settings
 from tests.gateway.running import Running, running_gateway
 
@@ -35,6 +36,12 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A gateway that tests share and must not stop."""
     with running_gateway(write_config(tmp_path_factory.mktemp("gateway"))) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Certificates of scripted gateways and their clients."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
 
 
 def arguments_of(gateway: Running, **others: Any) -> dict[str, Any]:

@@ -5,6 +5,8 @@ only where a test wants it to.
 """
 
 import datetime
+import random
+import select
 import socket
 import ssl
 import threading
@@ -16,9 +18,10 @@ from typing import Any
 import trustme
 
 from hsmux.profiles import Profile
+from hsmux_protocol.columns import column_count, pack_u16_column
 from hsmux_protocol.connection import ALPN, ANNOUNCED_LIMITS, VERSION, ServerConnection
-from hsmux_protocol.errors import HsmuxError
-from hsmux_protocol.frames import Error, Frame, Hello, Request, Result, Welcome
+from hsmux_protocol.errors import Cancelled, HsmuxError
+from hsmux_protocol.frames import Cancel, Error, Frame, Goaway, Hello, Request, Result, Welcome
 from hsmux_protocol.operations import OPERATION_BY_NUMBER
 
 PIECE = 65536
@@ -42,6 +45,18 @@ class Certificates:
     def profile(self, *addresses: str, server_name: str | None = "localhost") -> Profile:
         """How a client reaches addresses with a good client key."""
         return Profile(addresses, *self.client_files(), str(self.ca_path), server_name)
+
+    def arguments(self, *addresses: str, **others: Any) -> dict[str, Any]:
+        """What `connect` needs to reach addresses with a good client key."""
+        certificate, private_key = self.client_files()
+        return {
+            "addresses": addresses,
+            "certificate": certificate,
+            "private_key": private_key,
+            "ca": self.ca_path,
+            "server_name": "localhost",
+            **others,
+        }
 
     def client_files(
         self, name: str = "client", ca: trustme.CA | None = None, **options: Any
@@ -175,6 +190,10 @@ class Conversation:
                 raise EOFError
         return self._frames.pop(0)
 
+    def has_more(self) -> bool:
+        """Whether the client has sent more than was received."""
+        return bool(self._frames or select.select([self.socket], [], [], 0)[0])
+
     def request(self) -> Request:
         """The next request; other frames are passed over."""
         while True:
@@ -197,7 +216,7 @@ class Conversation:
         self.send(welcome(**limits))
 
     def answer(self, request: Request) -> None:
-        """A well-formed answer, for operations whose answer needs no key."""
+        """A well-formed answer."""
         self.send(Result(request.id, result_of(request)))
 
     def serve(self) -> None:
@@ -212,10 +231,15 @@ class Conversation:
 
 
 def result_of(request: Request) -> list[Any]:
-    """Result values of a request for random bytes or an access point."""
+    """Result values of a request that needs no key, or for which a plaintext will do."""
     name = OPERATION_BY_NUMBER[request.operation].name
     if name == "generate_random":
         return [request.arguments[0] * b"r"]
+    if name == "encrypt":
+        return [request.arguments[2], bytes(16), 1]
+    if name == "encrypt_batch":
+        column = request.arguments[3]
+        return [pack_u16_column([0] * column_count(column)), column, bytes(16), 1]
     assert name == "create_access_point"
     return [[bytes(16), *request.arguments, "Enabled", 0]]
 
@@ -229,9 +253,57 @@ def greet_and_serve(conversation: Conversation) -> None:
     conversation.serve()
 
 
+def serve_one(conversation: Conversation) -> None:
+    """The script of a gateway whose connections are good for one request."""
+    conversation.greet()
+    conversation.answer(conversation.request())
+
+
+def serve_few(conversation: Conversation) -> None:
+    """The script of a gateway whose connections are good for a few requests."""
+    conversation.greet()
+    for _ in range(1 + conversation.number % 7):
+        conversation.answer(conversation.request())
+
+
+def chaos(pipeline_max: int) -> Script:
+    """A script that answers in random order and bursts, leaves, and ends connections."""
+
+    def script(conversation: Conversation) -> None:
+        chance = random.Random(conversation.number)
+        conversation.greet(pipeline_max=pipeline_max)
+        held: list[Request] = []
+        is_leaving = False
+        while True:
+            frame = conversation.receive()
+            if isinstance(frame, Request):
+                held.append(frame)
+            elif isinstance(frame, Cancel) and frame.id in {request.id for request in held}:
+                held = [request for request in held if request.id != frame.id]
+                conversation.send(error_frame(frame.id, Cancelled("cancelled")))
+            if not is_leaving and chance.random() < 0.005:
+                is_leaving = True
+                conversation.send(Goaway(0, "going"))
+            if chance.random() < 0.005:
+                return
+            if not conversation.has_more() or chance.random() < 0.2:
+                chance.shuffle(held)
+                while held:
+                    conversation.answer(held.pop())
+
+    return script
+
+
 @contextmanager
-def scripted_gateway(certificates: Certificates, script: Script) -> Iterator[str]:
+def scripted_gateway(
+    certificates: Certificates, script: Script, *, buffer_size: int | None = None
+) -> Iterator[str]:
     """A listening gateway whose every connection follows a script; yields its address.
+
+    Args:
+        certificates: Of the gateway and its clients.
+        script: What to do with each connection.
+        buffer_size: Bytes of its sockets' buffers; None: what the kernel likes.
 
     A script ends by returning or when the client has gone, and its connection with it; what else
     goes wrong in one is raised at the end.
@@ -263,6 +335,9 @@ def scripted_gateway(certificates: Certificates, script: Script) -> Iterator[str
             threads[-1].start()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
+        if buffer_size is not None:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_size)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer_size)
         threads.append(threading.Thread(target=accept, args=(listening,)))
         threads[0].start()
         try:

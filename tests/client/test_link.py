@@ -30,12 +30,6 @@ RANDOM = OPERATIONS["generate_random"]
 PLENTY = 10**9
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    """Made once: keys take time."""
-    return Certificates(tmp_path_factory.mktemp("certificates"))
-
-
 class Pair:
     """A link and a peer, and the wire between them."""
 

@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -59,9 +58,9 @@ class Ends:
 
 
 @pytest.fixture
-def ends(tmp_path: Path) -> Iterator[Ends]:
+def ends(certificates: Certificates) -> Iterator[Ends]:
     """An open wire."""
-    made = Ends(Certificates(tmp_path))
+    made = Ends(certificates)
     with made.theirs, made.wire.socket:
         yield made
 
