@@ -87,7 +87,7 @@ speed       0.70      0.70      0.70      >= 0.50  invalid
 
 speed: one to another: 3 to 10 requests a CPU second
 size: how large it is
-speed: one to another; invalid: the generator needed 150% of the time of that"""
+speed: one to another; invalid: the generator needed 150% of the gateway's time"""
 
 
 def test_the_table() -> None:

@@ -31,7 +31,7 @@ from .site import PROFILE, check_installed, open_site
 
 __all__ = ["run", "run_measures"]
 
-ROUNDS: Final = 5
+ROUNDS: Final = 7
 SECONDS: Final = 0.4
 """Of each of the two things in a round: some thousand requests."""
 

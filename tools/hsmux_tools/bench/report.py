@@ -60,7 +60,7 @@ def _explained(row: Row) -> str:
     if row.note:
         text += f": {row.note}"
     if row.outcome == "invalid":
-        text += f"; invalid: the generator needed {row.generator_share:.0%} of the time of that"
+        text += f"; invalid: the generator needed {row.generator_share:.0%} of the gateway's time"
     return text
 
 

@@ -27,7 +27,7 @@ EXIT_GENERATOR: Final = 21
 EXIT_WRONG: Final = 22
 
 GENERATOR_SHARE_MAX: Final = 0.9
-"""Processor time of the generator to that of what it measures; with more, it cannot keep that
+"""Processor time of the generator to that of the gateway; with more, it cannot keep the gateway
 busy, and so it was the generator that was measured.
 """
 
@@ -99,8 +99,8 @@ class Row:
     Attributes:
         target: What it is and must be.
         values: One for each round.
-        generator_share: The generator's processor time to that of what it measured; 0 for what
-            needs no generator.
+        generator_share: The generator's processor time to the gateway's and its worker's; 0 for
+            what needs no generator.
         details: What the figure was made of, by name; medians.
         note: The same in words.
     """
