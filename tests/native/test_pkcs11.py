@@ -99,7 +99,7 @@ sealed, _ = encrypt(items)
 sealed[1] = sealed[1][:-1] + bytes([sealed[1][-1] ^ 1])
 sealed[3] = sealed[3][:27]
 sealed[4] = b""
-sealed[6] = b"?" + sealed[6][1:]
+sealed[6] = bytes([sealed[6][0] ^ 1]) + sealed[6][1:]
 opened, codes = decrypt(sealed)
 say([code == 0 for code in codes])
 say([found == item for found, item in zip(opened, items)], opened[1], opened[3])

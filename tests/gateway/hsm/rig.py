@@ -124,7 +124,8 @@ class Work:
 
     async def refuse(self) -> None:
         """Garbage is invalid, or there is an error; it never opens."""
-        bad = pack_column([self.sealed[0][:-1] + b"\0", b"short"])
+        flipped = self.sealed[0][:-1] + bytes([self.sealed[0][-1] ^ 1])
+        bad = pack_column([flipped, b"short"])
         result = await self.token.decrypt(self.secret, bad, AAD, deadline=soon(), tenant=TENANT)
         assert 0 not in result.statuses, "garbage opened"
 
