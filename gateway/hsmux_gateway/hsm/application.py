@@ -10,7 +10,9 @@ token with few sessions gives a worker a single one; then to replace it is to en
 
 The canary is a key of this process alone, made at login. It sings when it decrypts a text of its
 own. At login it is also asked to decrypt a changed text: a module that does so is refused, and the
-code that it answers instead is what this module says of bad data.
+code that it answers instead is what this module says of bad data. It has to say so `TRIES_TO_BLAME`
+times, and to decrypt the right text before and after each: an error that comes in between must not
+count as bad data for as long as the worker lives.
 
 Keys. Handles never leave the process and are forgotten with the session they were found in, so an
 old number never means another key. A key is looked up by CKA_ID, class and type, and there must be
@@ -39,12 +41,15 @@ from .function_list import CK_UNAVAILABLE, FunctionList
 from .public_keys import verifies
 from .specs import PROOF_ALGORITHM, REQUIRED, SPECS, Signing
 
-__all__ = ["CHALLENGE_SIZE", "Application", "column_of", "only_item"]
+__all__ = ["CHALLENGE_SIZE", "TRIES_TO_BLAME", "Application", "column_of", "only_item"]
 
 CHALLENGE_SIZE: Final = 32
 """Bytes of the random text a symmetric key's proof encrypts."""
 
 CANARY_TEXT: Final = b"hsmux canary"
+
+TRIES_TO_BLAME: Final = 3
+"""How often the same must fail while all else works, before its data are said to be bad."""
 
 
 def column_of(item: bytes) -> bytes:
@@ -160,11 +165,26 @@ class Application:
         code, self._canary_sealed = self.gcm_one(session, self._canary, CANARY_TEXT, b"", True)
         if code:
             raise self.failed(code, "encrypt", "the canary")
+        self._suspect_codes = {self._learn_suspect_code()}
+
+    def _learn_suspect_code(self) -> int:
+        """What the module answers to a changed text, and to nothing else.
+
+        Raises:
+            Failure: It decrypts the changed text, or is too unsteady to learn from.
+        """
         changed = self._canary_sealed[:-1] + bytes([self._canary_sealed[-1] ^ 1])
-        code, _ = self.gcm_one(session, self._canary, changed, b"", False)
-        if code in (0, BAD_OUTPUT):
-            raise Failure("module", 0, "the module decrypts under a wrong tag")
-        self._suspect_codes = {code}
+        codes = set()
+        is_steady = self.canary_sings(self._login_session)
+        for _ in range(TRIES_TO_BLAME):
+            code, _ = self.gcm_one(self._login_session, self._canary, changed, b"", False)
+            if code in (0, BAD_OUTPUT):
+                raise Failure("module", 0, "the module decrypts under a wrong tag")
+            codes.add(code)
+            is_steady = is_steady and self.canary_sings(self._login_session)
+        if not is_steady or len(codes) > 1:
+            raise Failure("token", code, "the canary is answered now like this and now like that")
+        return code
 
     def canary_sings(self, session: Any = None) -> bool:
         """Whether the token still does what it did at login."""

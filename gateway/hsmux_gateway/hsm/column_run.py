@@ -4,10 +4,11 @@ The C loop does the whole column in one call, and mostly that is all. What is le
 item:
 
     late            its deadline passed before its turn
-    suspect         answered as if its data were wrong: the key opens its own proof, the item is
-                    tried once more, the key opens its proof again, all in one session. If the item
-                    alone fails it is invalid: no burst of errors looks like that. Two proofs clear
-                    all suspects of a column
+    suspect         answered as if its data were wrong: the key opens its own proof, and the item is
+                    tried again, until it has failed `TRIES_TO_BLAME` times with a proof in between
+                    and one at the end, all in one session. Then it is invalid: no burst of errors
+                    looks like that, nor do two that come apart. One proof serves all suspects of a
+                    column
     busy            this item and all that are left are for later
     other codes     a new session, the key proven in it, the item once more; then it is unavailable
 
@@ -24,7 +25,7 @@ from typing import Any, Final
 from hsmux_native.pkcs11 import DEADLINE, IV_SIZE, NOT_STARTED
 from hsmux_protocol.columns import pack_column, unpack_column
 
-from .application import Application
+from .application import TRIES_TO_BLAME, Application
 from .failures import Ending, Failure
 from .progress import Progress
 
@@ -210,20 +211,22 @@ class ColumnRun:
         self._application.renew(failure)
 
     def _clear_suspects(self) -> bool:
-        """Try suspects once more between two proofs of the key; False: in vain, a session ended."""
+        """Try suspects again, each time between proofs of the key; False: a session ended."""
         session = self._application.session_number
         suspects = [index for index, status in enumerate(self._statuses) if status == _SUSPECT]
         self._require_proof()
-        for index in suspects:
-            self._try(index)
-            while self._statuses[index] == _PENDING:
+        for _ in range(TRIES_TO_BLAME - 1):
+            for index in suspects:
                 self._try(index)
-        guilty = [index for index in suspects if self._statuses[index] == _SUSPECT]
-        if guilty and self._application.session_number == session:
+                while self._statuses[index] == _PENDING:
+                    self._try(index)
+            suspects = [index for index in suspects if self._statuses[index] == _SUSPECT]
+            if not suspects or self._application.session_number != session:
+                return not suspects
             self._require_proof()
-            for index in guilty:
-                self._statuses[index] = INVALID
-        return _SUSPECT not in self._statuses
+        for index in suspects:
+            self._statuses[index] = INVALID
+        return True
 
     def _require_proof(self) -> None:
         cka_id, _, proof = self._key_name

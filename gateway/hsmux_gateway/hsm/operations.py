@@ -23,7 +23,7 @@ from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
 from hsmux_native.pkcs11 import IV_SIZE, SecretPage
 
 from . import softhsm
-from .application import CHALLENGE_SIZE, Application
+from .application import CHALLENGE_SIZE, TRIES_TO_BLAME, Application
 from .column_run import ColumnRun, Sampler
 from .failures import Ending, Failure
 from .progress import Progress
@@ -206,7 +206,7 @@ class Operations:
         application = self._application
         key = application.secret_key(cka_id, spec, proof)
         into = memoryview(self._page.view)
-        for _ in range(2):
+        for _ in range(TRIES_TO_BLAME):
             code = application.loop.open_page(
                 application.work.handle, key.handle, sealed, aad, into
             )

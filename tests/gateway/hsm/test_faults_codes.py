@@ -112,6 +112,7 @@ async def test_a_code_while_keys_are_used(work: tuple[Rig, Work], function: str)
         assert doing.token.statistics().restarts == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("work", MAKERS, indirect=True)
 @pytest.mark.parametrize("name", ["caller of decrypt", "general", "caller"])
 async def test_a_burst_of_errors_does_not_make_a_good_ciphertext_invalid(
