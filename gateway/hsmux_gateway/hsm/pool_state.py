@@ -44,14 +44,13 @@ and logs in only if the PIN has changed. Workers that are logged in go on.
 
 import itertools
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from .decisions import Decision, Deliver, Finish, HangUp, Kill, Outcome, Send, Start
 from .job_queue import JobQueue
 from .jobs import ITEMS_MAX, Arguments, Job, Message, Request
+from .worker_state import START_TIMEOUT_S, STEAL_S, WINDOW, WorkerState
 
 __all__ = [
     "BREAKER_FAILURES",
@@ -69,17 +68,11 @@ __all__ = [
     "PoolState",
 ]
 
-WINDOW: Final = 2
-"""Messages a worker has at a time: one running, one waiting in its socket."""
-
 SHARE_S: Final = 0.002
 """Seconds of work that jobs of several callers may share a message for."""
 
 ANSWER_S: Final = 0.005
 """Seconds that an answer may take to its caller."""
-
-STEAL_S: Final = 0.25
-"""Seconds without progress after which a worker's next message is given to another."""
 
 REFUSAL_S: Final = 60.0
 """Seconds that what killed two workers is refused."""
@@ -96,15 +89,6 @@ RETRY_PAUSE_S: Final = 0.02
 BREAKER_FAILURES: Final = 3
 """Failures of the device in a row that open the breaker."""
 
-START_TIMEOUT_S: Final = 30.0
-"""Seconds a worker has to start and log in: killed in C_Login, some modules lose their token."""
-
-LOCK_TIMEOUT_S: Final = 90.0
-"""Seconds a worker waits for its turn to log in on this host."""
-
-LEAVE_TIMEOUT_S: Final = 5.0
-"""Seconds a worker has to end on purpose."""
-
 STARTS_MAX: Final = 2
 """Workers that start at a time: one logs in while the next one loads its module."""
 
@@ -120,53 +104,6 @@ REFUSED_PAUSE_S: Final = 10.0
 
 STATUS_AGAIN: Final = 5
 """A worker's status for an item that was not done by nobody's fault."""
-
-
-@dataclass(slots=True)
-class _Worker:
-    phase: Literal["waiting", "starting", "ready"]
-    since: float
-    begun_at: float = 0.0
-    ready_at: float = 0.0
-    kept_at: float = 0.0
-    item: int = 0
-    messages: deque[Message] = field(default_factory=deque)
-    killed: bool = False
-    leaving: bool = False
-    retiring: bool = False
-    is_slow: bool = False
-
-    @property
-    def is_usable(self) -> bool:
-        return self.phase == "ready" and not (self.killed or self.leaving or self.retiring)
-
-    @property
-    def has_room(self) -> bool:
-        return (
-            self.is_usable
-            and not self.is_slow
-            and len(self.messages) < WINDOW
-            and not any(message.is_alone for message in self.messages)
-        )
-
-    @property
-    def why_killed(self) -> str:
-        if self.leaving:
-            return "does not end"
-        return "hung" if self.phase == "ready" else "did not start"
-
-    def limit_at(self) -> float | None:
-        """When it has to be killed, if nothing happens before."""
-        if self.killed:
-            return None
-        if self.leaving:
-            return self.since + LEAVE_TIMEOUT_S
-        if self.phase != "ready":
-            limit_s = LOCK_TIMEOUT_S if self.phase == "waiting" else START_TIMEOUT_S
-            return self.since + limit_s
-        if not self.messages:
-            return None
-        return self.since + self.messages[0].kill_s
 
 
 class PoolState:
@@ -198,7 +135,7 @@ class PoolState:
         self._jitter = jitter
         self._numbers = itertools.count(1)
         self._worker_numbers = itertools.count(1)
-        self._workers: dict[int, _Worker] = {}
+        self._workers: dict[int, WorkerState] = {}
         self._queue = JobQueue()
         self._lone_was_last = False
         self._refused: dict[tuple[bytes, bytes, str], float] = {}
@@ -526,7 +463,7 @@ class PoolState:
             if limit_at is not None and now >= limit_at:
                 worker.killed = True
                 decisions.append(Kill(number, worker.why_killed))
-            if self._is_stuck(worker, now):
+            if worker.is_stuck(now):
                 worker.is_slow = True
                 self._steal(worker)
             if worker.is_usable and now >= worker.kept_at + self._keep_alive_s:
@@ -569,12 +506,7 @@ class PoolState:
             times.append(self._start_at)
         return min(times, default=None)
 
-    @staticmethod
-    def _is_stuck(worker: _Worker, now: float) -> bool:
-        is_new = bool(worker.messages) and not worker.is_slow
-        return is_new and worker.phase == "ready" and now >= worker.since + STEAL_S
-
-    def _steal(self, worker: _Worker) -> None:
+    def _steal(self, worker: WorkerState) -> None:
         """Give what waits behind a stuck message to others; its answers will be nobody's."""
         for message in list(worker.messages)[:0:-1]:
             if message.is_control or not message.is_repeatable:
@@ -642,7 +574,7 @@ class PoolState:
         decisions: list[Decision] = []
         while not self.closed and now >= self._start_at and self._missing() > 0:
             number = next(self._worker_numbers)
-            self._workers[number] = _Worker("waiting", now)
+            self._workers[number] = WorkerState("waiting", now)
             decisions.append(Start(number))
         return decisions
 
