@@ -71,7 +71,7 @@ def reverse_discovery(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("module", MAKERS)
-@pytest.mark.parametrize("rounds", [6, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(200, marks=pytest.mark.long)])
 async def test_a_new_numbering_under_load_changes_no_output(
     tmp_path: Path, module: str, rounds: int
 ) -> None:

@@ -217,7 +217,7 @@ async def test_idle_sessions_are_kept_open(rig: Rig) -> None:
         await until(lambda: token.statistics().workers == 2)
         before = rig.counters.count("C_OpenSession")
         # The login sessions are idle even while their workers are busy.
-        for _ in range(14):
+        for _ in range(8):
             await encrypt(token, work.secret, [b"x"])
             await trio.sleep(0.1)
         await work.all()

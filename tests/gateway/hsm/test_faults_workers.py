@@ -112,7 +112,7 @@ async def test_a_slow_column_is_not_a_hanging_one(
     async with rig.open(workers=1, verify_every=1000) as token:
         work = await Work.prepare(token)
         rig.rules("function=C_Encrypt action=latency ms=100")
-        items = [b"x"] * 20
+        items = [b"x"] * 13
         assert await decrypt(token, work.secret, await encrypt(token, work.secret, items)) == items
         assert token.statistics().restarts == 0
 
@@ -234,7 +234,7 @@ async def kill_under_load(token: PoolToken, work: Work, rounds: int) -> list[Hsm
 
 
 @pytest.mark.parametrize("module", MAKERS)
-@pytest.mark.parametrize("rounds", [8, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(300, marks=pytest.mark.long)])
 async def test_workers_killed_under_load_lose_no_key(
     tmp_path: Path, module: str, rounds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,15 @@
 import pytest
 
 from hsmux_gateway.hsm.decisions import Decision, Deliver, Finish, HangUp, Kill, Send, Start
-from hsmux_gateway.hsm.jobs import ITEMS_MAX, Arguments, Column, Job, Message, Request
+from hsmux_gateway.hsm.jobs import (
+    ITEMS_MAX,
+    MESSAGE_ITEMS_SIZE_MAX,
+    Arguments,
+    Column,
+    Job,
+    Message,
+    Request,
+)
 from hsmux_gateway.hsm.pool_state import (
     BREAKER_FAILURES,
     GROW_S,
@@ -114,6 +122,35 @@ def test_starts_that_fail_are_put_off_longer_and_longer() -> None:
         decisions = pool.tick(now)
     assert pauses == sorted(pauses)
     assert pauses[0] < 0.2 and pauses[-2:] == pytest.approx([3.0, 3.0])
+
+
+def test_after_a_start_that_failed_one_worker_starts_at_a_time() -> None:
+    pool = make_pool(workers=3)
+    decisions = [d for number in (1, 2, 3) for d in pool.died(number, 1.0)]
+    assert decisions == [Start(4), Start(5)]
+    assert [d for number in (4, 5) for d in pool.died(number, 1.0)] == []
+    assert pool.tick(10.0) == [Start(6)]
+    assert pool.ready_now(6, 11.0) == [Start(7), Start(8)]
+
+
+def test_the_only_worker_without_a_session_is_not_started_again_at_once() -> None:
+    pool = PoolState(2, 10)
+    pool.begin(0.0)
+    pool.no_session(1, 1.0)
+    assert pool.died(1, 1.0) == []
+    next_at = pool.next_event_at()
+    assert next_at is not None and next_at > 1.0
+    assert pool.tick(next_at) == [Start(2)]
+
+
+def test_a_start_that_fails_does_not_shorten_the_pause_after_a_refused_pin() -> None:
+    pool = PoolState(3, 10, keep_alive_s=1e6)
+    pool.begin(0.0)
+    assert pool.ready_now(1, 0.0) == [Start(2), Start(3)]
+    pool.refuse(2, "PIN", 0.0)
+    assert pool.died(3, 0.0) == pool.died(2, 0.0) == []
+    assert pool.tick(REFUSED_PAUSE_S - 0.1) == []
+    assert pool.tick(REFUSED_PAUSE_S) == [Start(4)]
 
 
 def test_a_refused_pin_starts_nobody_until_a_look_whether_it_has_changed() -> None:
@@ -247,6 +284,24 @@ def test_no_message_has_too_many_items() -> None:
 # ---- Changes and suspects
 
 
+def test_no_shared_message_has_too_many_bytes() -> None:
+    pool = make_pool(workers=1)
+    for _ in range(WINDOW):
+        pool.submit(make_job(), 0.0)
+    large = pack_column([bytes(MESSAGE_ITEMS_SIZE_MAX * 2 // 5)])
+    key = (b"id", "AES_256", b"proof")
+    jobs = [
+        make_job(payload=Column(key, large, pack_column([b"aad"]), range(1)), operation="encrypt")
+        for _ in range(3)
+    ]
+    for job in jobs:
+        pool.submit(job, 0.0)
+    # There would be room for all their items.
+    pool.submit(make_column(30, key=b"other"), 0.0)
+    assert sent(pool.answered(1, "done", 0.0)) == jobs[:2]
+    assert sent(pool.answered(1, "done", 0.0)) == jobs[2:]
+
+
 def test_changes_go_one_at_a_time() -> None:
     pool = make_pool(workers=3)
     changes = [make_job(repeatable=False, exclusive=True) for _ in range(3)]
@@ -321,6 +376,14 @@ def test_a_hanging_worker_is_killed_once_and_its_jobs_go_on() -> None:
     assert sent(pool.answered(2, "done", 7.0)) == [jobs[1]]
 
 
+def test_what_else_a_hanging_worker_is_sent_gives_it_no_time() -> None:
+    pool = make_pool(workers=1)
+    pool.submit(make_job(), 0.0)
+    assert sent(pool.submit(make_job(), STEAL_S / 2))
+    assert pool.broadcast(make_job, KILL_S / 2)
+    assert pool.tick(KILL_S) == [Kill(1, "hung")]
+
+
 def test_a_column_that_makes_progress_is_not_hung() -> None:
     pool = make_pool(workers=1)
     ((_, message),) = sends(pool.submit(make_column(10), 0.0))
@@ -346,6 +409,16 @@ def test_what_waits_behind_a_stuck_message_is_given_to_others() -> None:
     assert pool.expects(1, where[2][1].number)
     assert delivered(pool.answered(1, "done", 2.0)) == []
     assert delivered(pool.answered(2, "done", 2.0)) == [jobs[2]]
+
+
+def test_what_is_for_a_stuck_worker_alone_is_given_to_nobody_else() -> None:
+    pool = make_pool(workers=2)
+    pool.submit(make_job(), 0.0)
+    request = Request()
+    pool.broadcast(lambda: make_job(request=request, operation="drop_key"), 0.0)
+    pool.answered(2, "done", 0.1)
+    assert pool.tick(STEAL_S) == []
+    assert pool.silence(request) == [Kill(1, "silent")]
 
 
 def test_only_the_item_that_ran_is_a_suspect() -> None:
@@ -537,6 +610,24 @@ def test_a_worker_that_leaves_blames_the_device_and_no_job() -> None:
     assert pool.died(1, 0.0, running=pool.running(1).number) == [Start(2)]
     assert jobs[1].deaths == 0
     assert sent(pool.ready_now(2, 1.0)) == [jobs[1]]
+
+
+def test_what_a_worker_that_leaves_has_done_is_no_sign_of_health() -> None:
+    pool = make_pool(workers=BREAKER_FAILURES)
+    for number in range(1, BREAKER_FAILURES + 1):
+        pool.submit(make_job(), 0.0)
+        pool.leaving(number, "token", 0.0)
+        pool.answered(number, "done", 0.0)
+    assert pool.breaker == "half-open"
+
+
+def test_a_worker_that_leaves_is_one_failure_and_one_that_had_a_single_session_none() -> None:
+    pool = make_pool(workers=BREAKER_FAILURES)
+    for number in range(1, BREAKER_FAILURES + 1):
+        pool.leaving(number, "token" if number < BREAKER_FAILURES else "single", 0.0)
+    for number in range(1, BREAKER_FAILURES + 1):
+        pool.died(number, 0.0)
+    assert (pool.ready, pool.breaker) == (0, "closed")
 
 
 def test_a_worker_that_leaves_and_stays_is_killed() -> None:
