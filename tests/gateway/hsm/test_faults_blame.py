@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +31,9 @@ DATA_CODES: Final = (*OWN_CODES.values(), "CKR_DATA_INVALID")
 
 CALLS: Final = 11
 """Calls of a function until the first of two items is blamed, and some more."""
+
+PAGE_CALLS: Final = 8
+"""The same for a root key."""
 
 START_CALLS: Final = 9
 """Calls of a function until a worker is ready, and one more: then the error comes too late."""
@@ -62,9 +66,17 @@ def crypt(operation, column):
     number, kind, *rest = operations.do(1, operation, far, [*key, column, aads, [far]])
     return rest[0] if kind == "done" else [b"", b""]
 
+def decrypt():
+    return list(crypt("decrypt", good)[1])
+
+def open_page():
+    number, kind, *rest = operations.do(1, "open_page", far, [*key, b"aad", sealed])
+    return [1 - rest[0]] if kind == "done" else []
+
 operations = start()
 good, statuses = crypt("encrypt", pack_column([b"text", bytes.fromhex(text)]))
 assert not any(statuses), "nothing failed yet"
+sealed = operations.do(1, "seal_page", far, [*key, b"aad", 32])[2]
 
 for line in sys.stdin:
     trial = json.loads(line)
@@ -78,7 +90,7 @@ for line in sys.stdin:
             pass
     if operations is not None:
         write_rules(rules, *trial["rules"])
-        answer = list(crypt("decrypt", good)[1])
+        answer = open_page() if trial["page"] else decrypt()
     write_rules(rules)
     print(json.dumps(answer), flush=True)
 """
@@ -96,15 +108,27 @@ class Trials:
         self._rig = Rig(MAKERS[module](directory), directory)
         (self._known,) = make_known_keys(self._rig.settings, PIN, 1)
 
-    def run(self, trials: list[dict[str, list[str]]]) -> list[list[int] | None]:
-        """Two good ciphertexts' statuses in each trial; none: no worker started."""
+    def run(
+        self, trials: Sequence[tuple[list[str], list[str]]], *, is_page: bool = False
+    ) -> list[list[int] | None]:
+        """What two good ciphertexts are said to be in each trial, or one that a root key sealed.
+
+        Args:
+            trials: Rules while a worker starts, if it has to; rules while it decrypts.
+            is_page: A root key's.
+
+        Returns:
+            Statuses; none: no worker started.
+        """
+        names = ("start", "rules", "page")
+        lines = [json.dumps(dict(zip(names, (*t, is_page), strict=True))) + "\n" for t in trials]
         settings, key = self._rig.settings, self._known.key
         done = subprocess.run(
             [
                 *(sys.executable, "-c", TRIALS, settings.token_label, PIN),
                 *(key.cka_id.hex(), key.proof.hex(), bytes(300).hex()),
             ],
-            input="".join(json.dumps(trial) + "\n" for trial in trials),
+            input="".join(lines),
             env={**os.environ, **settings.environment, **self._adapter(settings)},
             capture_output=True,
             text=True,
@@ -167,10 +191,22 @@ def test_no_burst_and_no_two_bursts_make_a_good_ciphertext_invalid(
     trials: Trials, function: str, code: str
 ) -> None:
     rules = [*bursts(function, code, CALLS), *pairs(function, code, CALLS)]
-    answers = trials.run([{"start": [], "rules": lines} for lines in rules])
+    answers = trials.run([([], lines) for lines in rules])
     wrong = [r for r, answer in zip(rules, answers, strict=True) if answer and INVALID in answer]
     assert [DONE, DONE] in answers
     assert wrong == []
+
+
+@pytest.mark.parametrize("trials", ["softhsm"], indirect=True)
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_no_burst_and_no_two_bursts_make_what_a_root_sealed_invalid(
+    trials: Trials, function: str
+) -> None:
+    code = OWN_CODES["softhsm"]
+    rules = [*bursts(function, code, PAGE_CALLS), *pairs(function, code, PAGE_CALLS)]
+    answers = trials.run([([], lines) for lines in rules], is_page=True)
+    assert [r for r, answer in zip(rules, answers, strict=True) if answer == [INVALID]] == []
+    assert [DONE] in answers and [] in answers
 
 
 @pytest.mark.parametrize("trials", MAKERS, indirect=True)
@@ -182,7 +218,7 @@ def test_errors_at_the_start_are_not_taken_for_what_the_module_says_of_bad_data(
     starts = [*bursts(function, code, START_CALLS), *pairs(function, code, START_CALLS, (1,))]
     # What is large fails for good, and the proof of the key is small.
     large = f"function=C_Decrypt when=after min_size=200 action=return code={code}"
-    answers = trials.run([{"start": lines, "rules": [large]} for lines in starts])
+    answers = trials.run([(lines, [large]) for lines in starts])
     told = [(lines, answer) for lines, answer in zip(starts, answers, strict=True) if answer]
     assert [lines for lines, answer in told if INVALID in answer] == []
     assert [DONE, UNAVAILABLE] in [answer for _, answer in told]

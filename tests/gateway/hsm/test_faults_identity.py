@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from hsmux_gateway.hsm import softhsm
 from hsmux_gateway.hsm.errors import KeyQuarantined, TokenError
-from hsmux_gateway.hsm.pool import PoolToken
+from hsmux_gateway.hsm.pool import PoolToken, open_token
+from hsmux_native import Arena
 from hsmux_protocol.columns import pack_column, unpack_column
 from tests.gateway.hsm.conftest import MAKERS, PIN, softhsm_settings
 from tests.gateway.hsm.known_keys import KnownKey, make_known_keys, swap_names
@@ -196,6 +198,20 @@ async def test_objects_that_exchanged_their_names_are_quarantined(rig: Rig) -> N
             await use_rightly(token, which)
 
 
+async def test_a_new_session_believes_no_proof_of_the_old_one(rig: Rig, arena: Arena) -> None:
+    # What is sealed under a root key is not sampled: its proof is all there is.
+    first, second = (known.key for known in make_known_keys(rig.settings, PIN, 2))
+    settings = msgspec.structs.replace(rig.settings, workers=1)
+    async with open_token(settings, arena, rig.directory) as token:
+        slot = arena.generate()
+        await token.seal_slot(first, slot, b"aad", deadline=soon())
+        swap_names(rig.settings, PIN, first, second)
+        rig.rules("function=C_Encrypt count=1 action=return code=CKR_DEVICE_ERROR")
+        with pytest.raises(KeyQuarantined):
+            await token.seal_slot(first, slot, b"aad", deadline=soon())
+        assert token.statistics().restarts == 0
+
+
 async def test_a_key_that_can_leave_the_token_is_quarantined(rig: Rig) -> None:
     known = make_known_keys(rig.settings, PIN, 2)
     async with rig.open(workers=1) as token:
@@ -235,6 +251,19 @@ async def test_one_flipped_bit_in_an_output_is_noticed(rig: Rig, function: str) 
             await trio.sleep(0.06)
             await work.all()
         assert rig.counters.faults(function) >= 4
+
+
+async def test_a_seal_that_does_not_open_is_not_told(rig: Rig, arena: Arena) -> None:
+    async with open_token(rig.settings, arena, rig.directory) as token:
+        root = await token.generate("AES_256", os.urandom(16), deadline=soon(), role="root")
+        slot = arena.generate()
+        rig.rules("function=C_Encrypt count=1 action=flip bit=3")
+        sealed = await token.seal_slot(root, slot, b"aad", deadline=soon())
+        assert rig.counters.faults("C_Encrypt") == 1
+        await token.open_slot(root, sealed, b"aad", deadline=soon())
+        rig.rules("function=C_Encrypt action=flip bit=3")
+        with pytest.raises(TokenError):
+            await token.seal_slot(root, slot, b"aad", deadline=soon())
 
 
 @pytest.mark.parametrize("function", ["C_Encrypt", "C_Decrypt", "C_Sign"])
