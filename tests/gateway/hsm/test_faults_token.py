@@ -4,20 +4,24 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 from hsmux_gateway.hsm import softhsm
-from hsmux_gateway.hsm.errors import TokenBusy, TokenError, TokenUnavailable
-from hsmux_gateway.hsm.messages import encode_message
+from hsmux_gateway.hsm.errors import KeyMissing, TokenBusy, TokenError, TokenUnavailable
+from hsmux_gateway.hsm.jobs import Message
+from hsmux_gateway.hsm.messages import Answer, MessageError, encode_message
 from hsmux_gateway.hsm.pool import PoolToken
 from hsmux_gateway.hsm.sessions import RESERVE, plan_sessions
+from hsmux_gateway.hsm.supervisor import _statuses_of
 from hsmux_protocol.columns import pack_column
 from tests.gateway.hsm.conftest import softhsm_settings
-from tests.gateway.hsm.rig import AAD, Rig, Work, decrypt, encrypt, sign, soon
+from tests.gateway.hsm.rig import AAD, ITEMS, Rig, Work, decrypt, encrypt, sign, soon
 from tests.gateway.hsm.test_faults_workers import until
+from tests.gateway.hsm.test_pool_state import make_column
 
 BACK_S = 10
 """Seconds until a token that is back is in service."""
@@ -130,11 +134,20 @@ async def test_a_directory_that_is_not_there_starts_nothing(rig: Rig) -> None:
     assert rig.counters.count("C_Login") == 0
 
 
+FOREIGN_ANSWER = [1 << 40, "done", [pack_column([bytes(40)] * len(ITEMS)), bytes(len(ITEMS))]]
+"""It fits what is asked next, but for its number."""
+
+
 async def test_a_worker_that_talks_nonsense_is_replaced(rig: Rig) -> None:
     async with rig.open(workers=2) as token:
         work = await Work.prepare(token)
         await until(lambda: token.statistics().workers == 2)
-        for nonsense in (b"\xff" * 8, b"\0\0\0\x01\xc0", encode_message(["hello", 1])):
+        for nonsense in (
+            b"\xff" * 8,
+            b"\0\0\0\x01\xc0",
+            encode_message(["hello", 1]),
+            encode_message(FOREIGN_ANSWER),
+        ):
             pids = set(token.worker_pids())
             process = next(iter(token.supervisor._processes.values()))
             # As if the worker had said it: read again what is put before its next words.
@@ -143,6 +156,26 @@ async def test_a_worker_that_talks_nonsense_is_replaced(rig: Rig) -> None:
                 await work.all()
             await until(lambda: token.statistics().workers == 2)
         await work.all()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        [pack_column([b"x"] * 3)],
+        [pack_column([b"x"] * 3), bytes(2)],
+        [pack_column([b"x"] * 2), bytes(3)],
+        [pack_column([b"x"] * 4), bytes(4)],
+        [b"no column", bytes(3)],
+    ],
+)
+def test_an_answer_that_does_not_fit_its_column_is_nonsense(value: object) -> None:
+    message = Message([make_column(3)])
+    with pytest.raises(MessageError):
+        _statuses_of(message, Answer(1, "done", value, 0, ""))
+    right = Answer(1, "done", [pack_column([b"x"] * 3), b"\0\1\0"], 0, "")
+    assert _statuses_of(message, right) == b"\0\1\0"
 
 
 # ---- Sessions
@@ -208,6 +241,20 @@ async def test_one_session_a_worker_where_the_token_has_few(rig: Rig) -> None:
         await many(token, work, 100)
         await until(lambda: token.statistics().restarts == 1)
         await work.all()
+
+
+async def test_a_session_that_failed_is_not_used_again_but_one_that_did_not_is(rig: Rig) -> None:
+    async with rig.open(workers=1) as token:
+        work = await Work.prepare(token)
+        before = rig.counters.count("C_OpenSession")
+        await work.refuse()
+        with pytest.raises(KeyMissing):
+            await token.prove(replace(work.pair, cka_id=bytes(16)), deadline=soon())
+        assert rig.counters.count("C_OpenSession") == before
+        rig.rules("function=C_Sign count=1 action=return code=CKR_DEVICE_ERROR")
+        await work.sign()
+        assert rig.counters.count("C_OpenSession") == before + 1
+        assert token.statistics().restarts == 0
 
 
 async def test_idle_sessions_are_kept_open(rig: Rig) -> None:

@@ -275,6 +275,21 @@ async def test_a_kill_inside_c_login_loses_no_token(rig: Rig, rounds: int) -> No
         assert token.statistics().failed_logins == 0
 
 
+async def test_a_gateway_that_ends_lets_a_worker_finish_its_login(rig: Rig) -> None:
+    rig.rules("function=C_Login action=sleep ms=1000")
+    async with trio.open_nursery() as nursery:
+
+        async def serve() -> None:
+            async with rig.open(workers=1):
+                raise AssertionError("it was cancelled before")
+
+        nursery.start_soon(serve)
+        await until(lambda: rig.counters.faults("C_Login"))
+        nursery.cancel_scope.cancel()
+    # The canary is made right after the login.
+    assert rig.counters.count("C_GenerateKey") == 1
+
+
 @pytest.mark.parametrize("left", [0, 1, 7, 100, None])
 async def test_a_token_file_that_was_cut_short_is_put_back(rig: Rig, left: int | None) -> None:
     async with rig.open(workers=1) as token:
