@@ -199,9 +199,9 @@ class Gateway:
         self._certificate = x509.load_pem_x509_certificate(certificate.read_bytes())
         return context
 
-    async def _lease_uses(self, key_id: bytes, version: int, amount: int) -> int:
+    async def _lease_uses(self, key_id: bytes, version: int, amount: int, tenant: bytes) -> int:
         return await self.effects.write(
-            lambda transaction: transaction.lease_counter(key_id, version, amount)
+            lambda transaction: transaction.lease_counter(key_id, version, amount), tenant=tenant
         )
 
     async def forget_idle_keys(self) -> None:

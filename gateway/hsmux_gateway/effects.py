@@ -9,6 +9,10 @@ While the transaction waits for its turn, cancellation and deadlines take it bac
 changed. Once it is begun they wait up to `PATIENCE_S` for its end, because that is the one answer
 that is true; a database that takes longer makes the outcome unknown.
 
+Access points take turns, in the writer and in the thread that looks tokens up, so that one that
+changes very much delays its own changes and no others. What is written together is shown together:
+one refresh that began after the commit serves everybody who waits for it.
+
 A token is looked up before anything is made, which saves the work, and again in the transaction of
 the effect, which makes it certain: of two equal calls at the same time one has its effect and both
 have its answer.
@@ -29,6 +33,7 @@ from .call import Call
 from .catalog import Catalog
 from .engine import arguments_hash
 from .errors import EXIT_AGAIN, OperatorError
+from .fairness import SYSTEM_TENANT, FairBudget, FairThreads
 from .store.errors import (
     CommitUnknown,
     Conflict,
@@ -56,6 +61,11 @@ PATIENCE_S: Final = 1.0
 
 CATCH_UP_S: Final = 2.0
 """Seconds to bring the catalogue up to date before a change that is done is answered."""
+
+READS_MAX: Final = 4096
+"""Calls that wait for a look into the store; an access point that has as many as are left for the
+others gets Busy.
+"""
 
 NOT_REPEATABLE: Final = b"\xc0"
 """What begins the memory of an answer that held a secret; the name of what was made follows."""
@@ -91,6 +101,7 @@ class Effects:
         self._writer = writer
         self._catalog = catalog
         self._limiter = trio.CapacityLimiter(1)
+        self._recalling = FairThreads(1, FairBudget(READS_MAX))
         self._refreshing = trio.Lock()
 
     async def apply(
@@ -111,7 +122,7 @@ class Effects:
         """
         token = call.options.get("idempotency_token")
         if token is None:
-            return await self.write(effect)
+            return await self.write_for(call, effect)
         hashed = arguments_hash(call)
         access_point_id, name = call.principal.access_point_id, call.operation.name
 
@@ -127,14 +138,29 @@ class Effects:
             transaction.remember(access_point_id, name, token, hashed, memory, now_ms=at_ms)
             return values
 
-        return await self.write(work)
+        return await self.write_for(call, work)
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
-        """Do a work of the gateway's own, and bring the catalogue up to date.
+    async def write_for(self, call: Call, work: Callable[[Transaction], T]) -> T:
+        """Do a work that a call asks for, and bring the catalogue up to date.
 
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
+        return await self._write(work, call.principal.access_point_id, is_own=False)
+
+    async def write(self, work: Callable[[Transaction], T], *, tenant: bytes = SYSTEM_TENANT) -> T:
+        """Do a work of the gateway's own, and bring the catalogue up to date.
+
+        Args:
+            work: What to write.
+            tenant: The access point whose request needs it, if one does.
+
+        Raises:
+            HsmuxError: Nothing was changed, or OutcomeUnknown.
+        """
+        return await self._write(work, tenant, is_own=True)
+
+    async def _write(self, work: Callable[[Transaction], T], tenant: bytes, is_own: bool) -> T:
         revision = 0
 
         def noted(transaction: Transaction) -> T:
@@ -143,7 +169,9 @@ class Effects:
             return work(transaction)
 
         try:
-            value = await self._writer.write(noted, patience_s=PATIENCE_S)
+            value = await self._writer.write(
+                noted, tenant=tenant, is_own=is_own, patience_s=PATIENCE_S
+            )
         except StoreDamaged as error:
             raise presented(CommitUnknown(str(error))) from error
         except StoreError as error:
@@ -167,6 +195,7 @@ class Effects:
 
         Raises:
             Conflict: The token was used for another request, or its answer held a secret.
+            Busy: Too many calls of this access point wait for the store.
         """
         token = call.options["idempotency_token"]
         access_point_id, name = call.principal.access_point_id, call.operation.name
@@ -174,7 +203,12 @@ class Effects:
         def work(reader: Reader) -> bytes | None:
             return reader.recall(access_point_id, name, token, arguments_hash)
 
-        remembered = await self.read(work)
+        try:
+            remembered = await self._recalling.run(
+                call.principal.access_point_id, lambda: self._store.read(work)
+            )
+        except StoreError as error:
+            raise presented(error) from error
         return None if remembered is None else _repeat(call, remembered)
 
     async def forget(self) -> None:

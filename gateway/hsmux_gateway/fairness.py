@@ -3,6 +3,7 @@
 Theory of operation
 -------------------
 A tenant is an access point, by its identifier. However many connections it opens, it is one tenant.
+The gateway itself is `SYSTEM_TENANT`.
 
 `FairBudget` is an amount (bytes of buffers, requests in work). A tenant may hold as much as is
 left for all others (the dynamic threshold of Choudhury and Hahne, 1998): one alone gets half, two
@@ -30,7 +31,10 @@ import trio
 
 from hsmux_protocol.errors import Busy
 
-__all__ = ["SLICE_NS", "FairBudget", "FairQueue", "FairThreads", "Turns"]
+__all__ = ["SLICE_NS", "SYSTEM_TENANT", "FairBudget", "FairQueue", "FairThreads", "Turns"]
+
+SYSTEM_TENANT: Final = bytes(16)
+"""The gateway itself, for what it does on nobody's behalf; no access point has this identifier."""
 
 QUANTUM_NS: Final = 2_000_000
 """Nanoseconds of the event loop a tenant has in a round: so long one flood delays the others."""

@@ -45,7 +45,7 @@ async def test_one_access_point_does_not_fill_a_tokens_queue() -> None:
     async with running_parts(Parts(first.store, token)) as parts:
         (record,) = await parts.create_key("hardware")
 
-        async def lease(key_id: bytes, version: int, amount: int) -> int:
+        async def lease(key_id: bytes, version: int, amount: int, tenant: bytes) -> int:
             return 0
 
         cipher = HardwareCipher(parts.hsm_keys, UseCounters(lease), {"twin": queue})

@@ -25,7 +25,8 @@ from hsmux_gateway.store import (
 )
 from hsmux_gateway.store.memory import MemoryBackend, MemoryRows
 from hsmux_gateway.store.transaction import IDEMPOTENCY_KEPT_MS
-from hsmux_protocol.errors import Conflict, OutcomeUnknown, Unavailable
+from hsmux_gateway.store.writer import GROUP_SIZE_MAX, QUEUE_LENGTH_MAX
+from hsmux_protocol.errors import Busy, Conflict, OutcomeUnknown, Unavailable
 from tests.gateway.parts import PRINCIPAL, Parts, make_call, running_parts
 from tests.gateway.store.sealer import AesSealer
 
@@ -260,6 +261,89 @@ async def test_a_read_that_hangs_does_not_keep_its_caller(
                 await parts.effects.recall(call, b"h" * 32)
             assert scope.cancelled_caught
             gate.opened.set()
+
+
+async def test_access_points_take_turns_to_look_up_their_tokens(
+    parts: Parts, backend: FaultyBackend
+) -> None:
+    order: list[str] = []
+
+    async def recall(name: str) -> None:
+        principal = PRINCIPAL._replace(access_point_id=name[0].encode() * 16)
+        call = make_call("create_key", idempotency_token=TOKEN)._replace(principal=principal)
+        assert await parts.effects.recall(call, b"h" * 32) is None
+        order.append(name)
+
+    async with running_parts(parts):
+        gate = backend.reading = Gate()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recall, "a0")
+            await trio.to_thread.run_sync(gate.entered.wait)
+            backend.reading = lambda: None
+            for name in ("a1", "a2", "a3", "b1"):
+                nursery.start_soon(recall, name)
+                await trio.testing.wait_all_tasks_blocked()
+            # What is changed meanwhile is stored and shown.
+            (made,) = await parts.create_key()
+            assert made.key_id in parts.catalog.keys
+            assert order == []
+            gate.opened.set()
+    assert order == ["a0", "a1", "b1", "a2", "a3"]
+
+
+async def test_changes_that_are_committed_together_are_shown_by_one_refresh(
+    parts: Parts, backend: FaultyBackend
+) -> None:
+    reads = 0
+
+    def count() -> None:
+        nonlocal reads
+        reads += 1
+
+    async with running_parts(parts):
+        gate = backend.writing = Gate()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(parts.create_key)
+            await trio.to_thread.run_sync(gate.entered.wait)
+            backend.writing, backend.reading = lambda: None, count
+            for _ in range(30):
+                nursery.start_soon(parts.create_key)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.opened.set()
+    # Of two groups, the revision and the changes.
+    assert reads <= 4
+    assert len(parts.catalog.keys) == 31
+
+
+async def test_an_access_point_that_changes_much_delays_its_own_changes(
+    parts: Parts, backend: FaultyBackend
+) -> None:
+    order: list[str] = []
+
+    async def create(name: str) -> None:
+        arguments: list[Any] = ["AES_256", "ENCRYPT_DECRYPT", "software", None, None, "", {}]
+        principal = PRINCIPAL._replace(access_point_id=name[0].encode() * 16)
+        call = make_call("create_key", *arguments)._replace(principal=principal)
+        try:
+            await parts.lifecycle.create_key(call, *arguments)
+        except Busy as error:
+            assert error.retry_after_ms
+            name = "busy"
+        order.append(name)
+
+    async with running_parts(parts):
+        gate = backend.writing = Gate()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(create, "a")
+            await trio.to_thread.run_sync(gate.entered.wait)
+            for _ in range(QUEUE_LENGTH_MAX):
+                nursery.start_soon(create, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert order == ["busy"] * (QUEUE_LENGTH_MAX // 2)
+            nursery.start_soon(create, "b")
+            await trio.testing.wait_all_tasks_blocked()
+            gate.opened.set()
+        assert order[len(order) // 2 :].index("b") <= GROUP_SIZE_MAX + 1
 
 
 async def test_what_is_known_holds_for_a_while_only(parts: Parts, backend: FaultyBackend) -> None:

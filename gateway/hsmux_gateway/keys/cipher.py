@@ -241,7 +241,8 @@ class HardwareCipher:
             contexts = contexts if len(contexts) == 1 else [contexts[index] for index in fitting]
         data = context_column(key.header, contexts)
         with self._place(token, tenant, len(fitting)):
-            await self._counters.take(key.row.key_id, key.version.version, len(fitting))
+            name = key.row.key_id, key.version.version
+            await self._counters.take(*name, len(fitting), tenant=tenant)
             result = await self._hsm_keys.ask(
                 lambda: token.encrypt(hsm_key, plaintexts, data, deadline=deadline, tenant=tenant)
             )

@@ -39,17 +39,17 @@ class UseCounters:
     """Leases uses of key versions.
 
     Args:
-        lease: Durably leases `amount` uses of (key id, version) and returns how many were leased
-            before.
+        lease: Durably leases `amount` uses of (key id, version) for a tenant, and returns how many
+            were leased before.
     """
 
-    def __init__(self, lease: Callable[[bytes, int, int], Awaitable[int]]) -> None:
+    def __init__(self, lease: Callable[[bytes, int, int, bytes], Awaitable[int]]) -> None:
         self._lease = lease
         self._leases: dict[tuple[bytes, int], _Lease] = {}
         self._locks: dict[tuple[bytes, int], trio.Lock] = {}
 
-    async def take(self, key_id: bytes, version: int, uses: int) -> None:
-        """Take `uses` uses; returns when they are durable.
+    async def take(self, key_id: bytes, version: int, uses: int, *, tenant: bytes) -> None:
+        """Take `uses` uses for a tenant; returns when they are durable.
 
         Raises:
             WrongState: The version has been used `USES_MAX` times.
@@ -60,12 +60,14 @@ class UseCounters:
         if lease.left < uses:
             async with self._locks.setdefault(name, trio.Lock()):
                 if lease.left < uses:
-                    await self._renew(name, lease, uses)
+                    await self._renew(name, lease, uses, tenant)
         lease.left -= uses
 
-    async def _renew(self, name: tuple[bytes, int], lease: _Lease, uses: int) -> None:
+    async def _renew(
+        self, name: tuple[bytes, int], lease: _Lease, uses: int, tenant: bytes
+    ) -> None:
         block = max(min(lease.block * 2, BLOCK_MAX), uses)
-        before = await self._lease(*name, block)
+        before = await self._lease(*name, block, tenant)
         if before + block > USES_MAX:
             raise WrongState(
                 f"version {name[1]} has been used {before} times, as often as its IVs allow; "

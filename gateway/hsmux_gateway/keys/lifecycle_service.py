@@ -138,7 +138,7 @@ class LifecycleService:
         if protection == "software":
             version = await self._make_software(call, row)
             return await self._store(call, row, version, name, lambda transaction: None)
-        intent = await self._intend(row)
+        intent = await self._intend(call, row)
         version = await self._make_hardware(call, row, intent)
         return await self._store(
             call,
@@ -185,7 +185,7 @@ class LifecycleService:
             row.key_id, 1, "Enabled", "", b"", public_key, material, b"", row.created_at_ms
         )
 
-    async def _intend(self, row: KeyRow) -> IntentRow:
+    async def _intend(self, call: Call, row: KeyRow) -> IntentRow:
         at_ms = now_ms()
         intent = IntentRow(
             intent_id=os.urandom(16),
@@ -198,7 +198,9 @@ class LifecycleService:
             created_at_ms=at_ms,
             lease_until_ms=at_ms + INTENT_LEASE_MS,
         )
-        return await self._effects.write(lambda transaction: transaction.add_intent(intent))
+        return await self._effects.write_for(
+            call, lambda transaction: transaction.add_intent(intent)
+        )
 
     async def _make_hardware(self, call: Call, row: KeyRow, intent: IntentRow) -> KeyVersionRow:
         token = self._hsm_keys.token(row.token)

@@ -6,6 +6,13 @@ hand their work to a bounded queue; one task takes what has gathered meanwhile, 
 disk the next one gathers, so nothing is ever delayed on purpose. A task learns its own result, or
 its own error, and only after the commit.
 
+Works belong to tenants, who take turns in forming a group and share the room in the queue (see
+`fairness`): however much one of them asks for, a work of another is in the next group but one.
+Works of the gateway's own, which requests of many wait for, have a queue and room of their own and
+go first, for half of a group at most: changes that applications ask for neither refuse nor delay
+them, and they delay no change by more than a factor of two. A tenant is named with them too, that
+of the request they serve, and the same rules hold among them.
+
 A waiter that is cancelled before its work was taken leaves the queue, and the work is not done.
 If it was taken the work goes on: it may be written although nobody waits for it, exactly as if
 the connection of the one who asked had been lost a moment later. A waiter with patience stays for
@@ -14,13 +21,13 @@ the writer itself ends, the group in hand is finished, and whoever is still in t
 the store is away.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import trio
 
+from ..fairness import FairBudget, FairQueue
 from .errors import CommitUnknown, StoreBusy, StoreError, StoreUnavailable
 from .store import Failed, Result, Store
 from .transaction import Transaction
@@ -28,7 +35,9 @@ from .transaction import Transaction
 __all__ = ["GROUP_SIZE_MAX", "QUEUE_LENGTH_MAX", "StoreWriter", "WriterStatistics"]
 
 QUEUE_LENGTH_MAX: Final = 4096
-"""How many works may wait; above it a write is refused at once."""
+"""How many works may wait, and as many of the gateway's own; a tenant that has as many as are left
+for the others is refused at once.
+"""
 GROUP_SIZE_MAX: Final = 64
 """How many works share a commit: more would make the first of them wait for the last."""
 
@@ -40,10 +49,10 @@ class WriterStatistics:
     """What a writer has done.
 
     Attributes:
-        waiting: Works in the queue now.
+        waiting: Works in the queues now.
         groups: Commits so far.
         works: Works in them, failed ones included.
-        refused: Writes refused because the queue was full.
+        refused: Writes refused because their tenant had its share of the queue.
     """
 
     waiting: int
@@ -53,14 +62,47 @@ class WriterStatistics:
 
 
 class _Job:
-    def __init__(self, work: Callable[[Transaction], Any]) -> None:
+    def __init__(self, work: Callable[[Transaction], Any], tenant: bytes) -> None:
         self.work = work
+        self.tenant = tenant
         self.result: Result[Any] | None = None
         self.settled = trio.Event()
 
     def settle(self, result: Result[Any]) -> None:
         self.result = result
         self.settled.set()
+
+
+class _Lane:
+    """Works that wait: tenants take turns, and share the room."""
+
+    def __init__(self, length_max: int) -> None:
+        self._queue: FairQueue[_Job] = FairQueue()
+        self._room = FairBudget(length_max)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def put(self, job: _Job) -> bool:
+        """Let a work wait; whether its tenant still had room."""
+        if not self._room.try_take(job.tenant, 1):
+            return False
+        self._queue.put(job.tenant, job)
+        return True
+
+    def remove(self, job: _Job) -> bool:
+        """Take a work back; whether it was still waiting."""
+        if not self._queue.remove(job.tenant, job):
+            return False
+        self._room.give_back(job.tenant, 1)
+        return True
+
+    def take(self, number_max: int) -> list[_Job]:
+        """The next works in turn."""
+        taken = [self._queue.pop() for _ in range(min(number_max, len(self)))]
+        for job in taken:
+            self._room.give_back(job.tenant, 1)
+        return taken
 
 
 class StoreWriter:
@@ -74,9 +116,9 @@ class StoreWriter:
         group_size_max: int = GROUP_SIZE_MAX,
     ) -> None:
         self._store = store
-        self._queue_length_max = queue_length_max
         self._group_size_max = group_size_max
-        self._queue: deque[_Job] = deque()
+        self._asked = _Lane(queue_length_max)
+        self._own = _Lane(queue_length_max)
         self._gathered = trio.Event()
         self._running = False
         self._limiter = trio.CapacityLimiter(1)
@@ -86,39 +128,50 @@ class StoreWriter:
 
     def statistics(self) -> WriterStatistics:
         """What has been done so far."""
-        return WriterStatistics(len(self._queue), self._groups, self._works, self._refused)
+        return WriterStatistics(self._waiting, self._groups, self._works, self._refused)
 
     def __repr__(self) -> str:
         done = f"{self._works} works in {self._groups} groups"
-        return f"StoreWriter({len(self._queue)} waiting, {done})"
+        return f"StoreWriter({self._waiting} waiting, {done})"
 
-    async def write(self, work: Callable[[Transaction], T], *, patience_s: float = 0.0) -> T:
+    @property
+    def _waiting(self) -> int:
+        return len(self._asked) + len(self._own)
+
+    async def write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        tenant: bytes,
+        is_own: bool = False,
+        patience_s: float = 0.0,
+    ) -> T:
         """Do a work together with others; returns once it is durable.
 
         Args:
             work: What to write.
+            tenant: The access point that it is for; `SYSTEM_TENANT` if it is for none.
+            is_own: Whether it is a work of the gateway's own.
             patience_s: How long to wait for a work that has been taken although the caller is
                 cancelled.
 
         Raises:
-            StoreBusy: The queue is full.
+            StoreBusy: The tenant has its share of the queue.
             StoreUnavailable: The writer is not running.
             CommitUnknown: The patience is over.
             What `Store.write` and the work raise.
         """
         if not self._running:
             raise StoreUnavailable("the store's writer has ended")
-        if len(self._queue) >= self._queue_length_max:
+        job, lane = _Job(work, tenant), self._own if is_own else self._asked
+        if not lane.put(job):
             self._refused += 1
-            raise StoreBusy(f"{self._queue_length_max} writes are waiting already")
-        job = _Job(work)
-        self._queue.append(job)
+            raise StoreBusy(f"{self._waiting} writes are waiting already")
         self._gathered.set()
         try:
             await job.settled.wait()
         except trio.Cancelled:
-            if job in self._queue:
-                self._queue.remove(job)
+            if lane.remove(job):
                 raise
             if not patience_s:
                 raise
@@ -136,15 +189,18 @@ class StoreWriter:
         task_status.started()
         try:
             while True:
-                while not self._queue:
+                while not self._waiting:
                     self._gathered = trio.Event()
                     await self._gathered.wait()
-                size = min(len(self._queue), self._group_size_max)
-                await self._do([self._queue.popleft() for _ in range(size)])
+                await self._do(self._next_group())
         finally:
             self._running = False
-            _settle(list(self._queue), [])
-            self._queue.clear()
+            _settle([*self._own.take(len(self._own)), *self._asked.take(len(self._asked))], [])
+
+    def _next_group(self) -> list[_Job]:
+        group = self._own.take(-(-self._group_size_max // 2))
+        group += self._asked.take(self._group_size_max - len(group))
+        return group + self._own.take(self._group_size_max - len(group))
 
     async def _do(self, group: list[_Job]) -> None:
         results: Sequence[Result[Any]] = []
