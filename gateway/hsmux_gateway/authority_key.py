@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmux_native import Arena
 
+from .fairness import SYSTEM_TENANT
 from .hsm.token import HsmKey, Token
 from .keys.signing import der_from_raw
 from .store.rows import GatewayKeyRow
@@ -25,9 +26,6 @@ __all__ = ["DeploymentAuthority", "TokenPrivateKey", "ca_material", "token_priva
 
 SIGN_TIMEOUT_S: Final = 10.0
 """Seconds the token has for one signature of the CA."""
-
-TENANT: Final = bytes(16)
-"""The CA's place in the token's fair queue: that of no access point."""
 
 
 class TokenPrivateKey(ec.EllipticCurvePrivateKey):
@@ -78,7 +76,7 @@ class TokenPrivateKey(ec.EllipticCurvePrivateKey):
     async def _sign(self, digest: bytes) -> bytes:
         deadline = time.monotonic() + SIGN_TIMEOUT_S
         return await self._token.sign(
-            self._key, "ECDSA_SHA_256", digest, deadline=deadline, tenant=TENANT
+            self._key, "ECDSA_SHA_256", digest, deadline=deadline, tenant=SYSTEM_TENANT
         )
 
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:

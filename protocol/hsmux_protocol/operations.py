@@ -6,8 +6,7 @@ vocabulary and PROTOCOL.md are tested against this table. A handler takes the ar
 order and under these names; a client method takes them by name. Numbers are never reused.
 
 Deadlines: a request's `budget_ms` of 0 means `deadline_default_ms`; more than `deadline_max_ms`
-is cut to it. `kill_s` is how long one PKCS#11 call of the operation may take before its worker is
-killed.
+is cut to it.
 """
 
 from dataclasses import dataclass
@@ -81,7 +80,6 @@ class Operation:
             and is never repeated by itself once sent without one.
         deadline_default_ms: Time in milliseconds when the caller names none.
         deadline_max_ms: The longest time in milliseconds a caller can ask for.
-        kill_s: The longest one PKCS#11 call may take, in seconds.
         plane: "data" uses keys, "control" manages things.
         command: The command's verb, or empty where a batch or a client does it.
     """
@@ -95,7 +93,6 @@ class Operation:
     changes: bool = False
     deadline_default_ms: int = 10_000
     deadline_max_ms: int = 60_000
-    kill_s: float = 5.0
     plane: Literal["data", "control"] = "data"
     command: str = ""
 
@@ -203,7 +200,6 @@ _TABLE: Final = (
         ),
         permission="encrypt",
         deadline_default_ms=30_000,
-        kill_s=10.0,
     ),
     Operation(
         4,
@@ -223,7 +219,6 @@ _TABLE: Final = (
         ),
         permission="decrypt",
         deadline_default_ms=30_000,
-        kill_s=10.0,
     ),
     Operation(
         5,
@@ -232,7 +227,6 @@ _TABLE: Final = (
         (_KEY, _ALGORITHM, _DIGEST, _MESSAGE),
         (Field("signature", Binary(SIGNATURE_SIZE_MAX)), *_USED),
         permission="sign",
-        kill_s=10.0,
         command="sign",
     ),
     Operation(
@@ -280,7 +274,6 @@ _TABLE: Final = (
         changes=True,
         deadline_default_ms=30_000,
         deadline_max_ms=120_000,
-        kill_s=60.0,
         plane="control",
         command="key create",
     ),
@@ -343,7 +336,6 @@ _TABLE: Final = (
         permission="create_client_key",
         changes=True,
         plane="control",
-        kill_s=10.0,
         command="client-key create",
     ),
     Operation(

@@ -7,6 +7,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from hsmux_gateway.fairness import SYSTEM_TENANT
 from hsmux_gateway.hsm.memory import MemoryToken
 from hsmux_gateway.hsm.token import HsmKey
 from hsmux_gateway.store import GatewayKeyRow, IntentRow, KeyVersionRow, Transaction
@@ -140,9 +141,15 @@ class SlowToken(MemoryToken):
         self.go_on = trio.Event()
 
     async def generate(
-        self, spec: str, cka_id: bytes, *, deadline: float, role: str = "key"
+        self,
+        spec: str,
+        cka_id: bytes,
+        *,
+        deadline: float,
+        role: str = "key",
+        tenant: bytes = SYSTEM_TENANT,
     ) -> HsmKey:
-        key = await super().generate(spec, cka_id, deadline=deadline, role=role)
+        key = await super().generate(spec, cka_id, deadline=deadline, role=role, tenant=tenant)
         self.made.set()
         await self.go_on.wait()
         return key

@@ -250,7 +250,6 @@ def test_operation_table() -> None:
     for operation in OPERATIONS.values():
         assert 0 < operation.number < 2**16
         assert 0 < operation.deadline_default_ms <= operation.deadline_max_ms
-        assert operation.kill_s * 1000 <= operation.deadline_max_ms
         assert operation.summary.endswith(".")
         names = [field.name for field in operation.arguments]
         assert len(set(names)) == len(names)

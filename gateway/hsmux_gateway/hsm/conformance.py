@@ -46,6 +46,7 @@ __all__ = [
     "check_random",
     "check_signatures_verify",
     "check_tenants_take_turns",
+    "check_tenants_take_turns_in_making_keys",
     "check_token",
     "check_what_is_encrypted_decrypts",
     "check_what_is_not_offered_is_refused",
@@ -60,6 +61,10 @@ SIGNING_SPECS: Final = ("EC_P256", "EC_P384", "RSA_2048", "RSA_3072", "RSA_4096"
 FLOOD_COLUMNS: Final = 60
 FLOOD_DONE_MAX: Final = 20
 """Columns of a flooding tenant, and how many may be done before a polite one's single item."""
+
+FLOOD_KEYS: Final = 12
+FLOOD_KEYS_DONE_MAX: Final = 3
+"""Keys that a flooding tenant asks for, and how many may be made before a polite one's."""
 
 CANCELLED_CALLS: Final = 40
 
@@ -338,6 +343,31 @@ async def check_tenants_take_turns(token: Token, arena: Arena) -> None:
         _check(done - before <= FLOOD_DONE_MAX, "tenants take turns")
 
 
+async def check_tenants_take_turns_in_making_keys(token: Token, arena: Arena) -> None:
+    """A tenant that wants many keys delays one of another tenant by few of them."""
+    made: list[HsmKey] = []
+    done = 0
+
+    async def flood() -> None:
+        nonlocal done
+        key = await token.generate("EC_P256", os.urandom(16), deadline=_deadline(), tenant=b"flood")
+        made.append(key)
+        done += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(FLOOD_KEYS):
+            nursery.start_soon(flood)
+        # All of them are in the queue, and hardly one is made.
+        await trio.lowlevel.checkpoint()
+        before = done
+        made.append(
+            await token.generate("EC_P256", os.urandom(16), deadline=_deadline(), tenant=b"polite")
+        )
+        _check(done - before <= FLOOD_KEYS_DONE_MAX, "tenants take turns in making keys")
+    for key in made:
+        await token.destroy(key, deadline=_deadline())
+
+
 async def check_cancelled_callers_leave_nothing_behind(token: Token, arena: Arena) -> None:
     """Callers that go away leave no permit taken and nothing waiting."""
     key = await _make(token)
@@ -399,6 +429,7 @@ TOKEN_CHECKS: Final[tuple[Callable[[Token, Arena], Awaitable[None]], ...]] = (
     check_random,
     check_a_past_deadline_is_refused,
     check_tenants_take_turns,
+    check_tenants_take_turns_in_making_keys,
     check_cancelled_callers_leave_nothing_behind,
     check_different_work_goes_side_by_side,
 )

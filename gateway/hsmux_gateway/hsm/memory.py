@@ -27,6 +27,7 @@ from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.errors import RemoteProtocolError
 from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS
 
+from ..fairness import SYSTEM_TENANT
 from .errors import (
     InvalidInput,
     KeyMissing,
@@ -42,7 +43,6 @@ __all__ = ["MemoryToken"]
 CHALLENGE_SIZE: Final = 32
 IV_SIZE: Final = 12
 PART_ITEMS: Final = 64
-SYSTEM_TENANT: Final = bytes(16)
 ROLES: Final = ("key", "root", "wrapping", "ca")
 
 _HASHES: Final = {"256": hashes.SHA256(), "384": hashes.SHA384(), "512": hashes.SHA512()}
@@ -177,10 +177,16 @@ class MemoryToken:
         return found
 
     async def generate(
-        self, spec: str, cka_id: bytes, *, deadline: float, role: str = "key"
+        self,
+        spec: str,
+        cka_id: bytes,
+        *,
+        deadline: float,
+        role: str = "key",
+        tenant: bytes = SYSTEM_TENANT,
     ) -> HsmKey:
         """Make an object."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             if spec not in KEY_SPECS or role not in ROLES:
                 raise Unsupported(f"no key of spec {spec} and role {role} is made here")
             if cka_id in self._objects:
@@ -198,9 +204,9 @@ class MemoryToken:
             self._objects[cka_id] = (spec, material)
             return HsmKey(cka_id, spec, proof, public_key, role)
 
-    async def destroy(self, key: HsmKey, *, deadline: float) -> None:
+    async def destroy(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Destroy the object with the key's CKA_ID."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             self._objects.pop(key.cka_id, None)
 
     async def drop_key(self, key: HsmKey, *, deadline: float) -> None:
@@ -218,9 +224,9 @@ class MemoryToken:
                 for cka_id, (spec, _) in self._objects.items()
             ]
 
-    async def prove(self, key: HsmKey, *, deadline: float) -> None:
+    async def prove(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Prove that the object is this key."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             if key.spec == "AES_256":
                 self._secret(key, key.role)
             else:
@@ -299,26 +305,38 @@ class MemoryToken:
             signature: bytes = found.sign(digest, pad, Prehashed(chosen))
             return signature
 
-    async def random(self, length: int, *, deadline: float) -> bytes:
+    async def random(self, length: int, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> bytes:
         """Random bytes."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             return os.urandom(length)
 
     async def seal_slot(
-        self, root: HsmKey, slot: int, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        slot: int,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> bytes:
         """Seal the key in an arena slot."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             page = bytearray(32)
             self._arena.store(slot, page)
             iv = os.urandom(IV_SIZE)
             return iv + self._secret(root).encrypt(iv, bytes(page), associated_data)
 
     async def open_slot(
-        self, root: HsmKey, sealed: bytes, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        sealed: bytes,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> int:
         """Open what `seal_slot` made."""
-        async with self._turn(deadline):
+        async with self._turn(deadline, tenant):
             found = self._secret(root)
             try:
                 opened = found.decrypt(sealed[:IV_SIZE], sealed[IV_SIZE:], associated_data)

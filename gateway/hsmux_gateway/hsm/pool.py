@@ -16,6 +16,7 @@ from hsmux_native.pkcs11 import SecretPage
 from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.errors import RemoteProtocolError
 
+from ..fairness import SYSTEM_TENANT
 from .errors import InvalidInput, TokenDeadlineExceeded, TokenOutcomeUnknown, TokenUnavailable
 from .jobs import ITEMS_MAX, Arguments, Column, Job
 from .requests import ColumnRequest, PageRequest, PoolRequest, ValueRequest
@@ -24,9 +25,6 @@ from .supervisor import Supervisor
 from .token import BatchResult, FoundObject, HsmKey, TokenStatistics
 
 __all__ = ["PoolToken", "open_token"]
-
-SYSTEM_TENANT: Final = bytes(16)
-"""The gateway itself in the fair queue."""
 
 KILL_S: Final[dict[str, float]] = {
     "sign": 10.0,
@@ -128,17 +126,23 @@ class PoolToken:
         raise TokenDeadlineExceeded("the deadline passed before the token answered")
 
     async def generate(
-        self, spec: str, cka_id: bytes, *, deadline: float, role: str = "key"
+        self,
+        spec: str,
+        cka_id: bytes,
+        *,
+        deadline: float,
+        role: str = "key",
+        tenant: bytes = SYSTEM_TENANT,
     ) -> HsmKey:
         """Make a token object; see `Token`."""
         key = HsmKey(cka_id, spec, b"", b"")
-        made = await self._ask("generate", [spec, cka_id, role], deadline, key)
+        made = await self._ask("generate", [spec, cka_id, role], deadline, key, tenant)
         proof, public_key = made
         return HsmKey(cka_id, spec, proof, public_key, role)
 
-    async def destroy(self, key: HsmKey, *, deadline: float) -> None:
+    async def destroy(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Destroy every object with the key's CKA_ID; no worker knows it any more on return."""
-        await self._ask("destroy", [key.cka_id], deadline, key)
+        await self._ask("destroy", [key.cka_id], deadline, key, tenant)
         await self.drop_key(key, deadline=deadline)
 
     async def drop_key(self, key: HsmKey, *, deadline: float) -> None:
@@ -222,20 +226,26 @@ class PoolToken:
         signature: bytes = await self._ask("sign", values, deadline, key, tenant)
         return signature
 
-    async def random(self, length: int, *, deadline: float) -> bytes:
+    async def random(self, length: int, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> bytes:
         """Random bytes of the token."""
-        data: bytes = await self._ask("random", [length], deadline)
+        data: bytes = await self._ask("random", [length], deadline, tenant=tenant)
         if len(data) != length:
             raise TokenUnavailable("the token gave another number of random bytes")
         return data
 
-    async def prove(self, key: HsmKey, *, deadline: float) -> None:
+    async def prove(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Prove that the token's object is this key."""
         values = [key.cka_id, key.spec, key.proof, key.public_key, key.role]
-        await self._ask("prove", values, deadline, key)
+        await self._ask("prove", values, deadline, key, tenant)
 
     async def seal_slot(
-        self, root: HsmKey, slot: int, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        slot: int,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> bytes:
         """Seal the key in an arena slot under a root key, through a worker's page."""
         request = PageRequest(
@@ -243,11 +253,17 @@ class PoolToken:
             after=lambda page, value: value,
         )
         values = [root.cka_id, root.spec, root.proof, associated_data, KEY_SIZE]
-        sealed: bytes = await self._ask("seal_page", values, deadline, root, request=request)
+        sealed: bytes = await self._ask("seal_page", values, deadline, root, tenant, request)
         return sealed
 
     async def open_slot(
-        self, root: HsmKey, sealed: bytes, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        sealed: bytes,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> int:
         """Open what `seal_slot` made into an arena slot, through a worker's page."""
 
@@ -258,7 +274,7 @@ class PoolToken:
 
         request = PageRequest(before=lambda page: page.wipe(), after=load)
         values = [root.cka_id, root.spec, root.proof, associated_data, sealed]
-        slot: int = await self._ask("open_page", values, deadline, root, request=request)
+        slot: int = await self._ask("open_page", values, deadline, root, tenant, request)
         return slot
 
 

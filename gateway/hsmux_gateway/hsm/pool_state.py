@@ -14,7 +14,8 @@ Queues. Waiting jobs stand in a queue for each tenant, and the tenants take turn
 a million records delays another by one message. A worker has at most `WINDOW` messages: one that it
 does and one that is there when it is done. Waiting jobs of one key and operation share a message,
 as many as the token does in `SHARE_S`. Jobs that change the token go one at a time over all
-workers. These and suspects want a worker for themselves: one is left to run dry for them.
+workers, and in them the tenants take turns as well. These and suspects want a worker for
+themselves: one is left to run dry for them.
 
 Death. The worker publishes which message, and which item of it, is running. When it dies, what was
 not begun goes back to the front. The item that ran is tried once more, alone; if its second worker
@@ -592,7 +593,7 @@ class PoolState:
             is_turn = lone is not None and not (self._lone_was_last and self._queue.has_shared)
             if lone is not None and is_turn:
                 if not free[number].messages:
-                    self._queue.remove(lone)
+                    self._queue.take_lone(lone)
                     self._lone_was_last = True
                     decisions += self._dispatch(number, [lone], now)
                     continue

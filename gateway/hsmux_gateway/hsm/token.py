@@ -3,13 +3,15 @@
 A real token behind its pool of workers and the in-memory twin both satisfy `Token`; one
 conformance suite runs on all of them. Deadlines are absolute seconds of `time.monotonic()`
 (CLOCK_MONOTONIC), so they mean the same in a worker process. `tenant` names who waits, for the
-fair queue.
+fair queue: the access point whose request it is, the gateway itself where none is named.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from ..fairness import SYSTEM_TENANT
 
 __all__ = ["BatchResult", "FoundObject", "HsmKey", "Token", "TokenStatistics"]
 
@@ -103,7 +105,13 @@ class Token(Protocol):
         """How it fares now."""
 
     async def generate(
-        self, spec: str, cka_id: bytes, *, deadline: float, role: str = "key"
+        self,
+        spec: str,
+        cka_id: bytes,
+        *,
+        deadline: float,
+        role: str = "key",
+        tenant: bytes = SYSTEM_TENANT,
     ) -> HsmKey:
         """Make a sensitive, non-extractable token object, durable and proven on return.
 
@@ -112,12 +120,13 @@ class Token(Protocol):
             cka_id: 16 bytes; no other object may have it.
             deadline: When to give up.
             role: "key", "root" or "ca": what it may be used for.
+            tenant: Who waits for it; tenants take turns, for what is made takes seconds.
 
         Raises:
             TokenError: It was not made; TokenOutcomeUnknown: it may have been.
         """
 
-    async def destroy(self, key: HsmKey, *, deadline: float) -> None:
+    async def destroy(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Destroy every object with the key's CKA_ID."""
 
     async def drop_key(self, key: HsmKey, *, deadline: float) -> None:
@@ -154,18 +163,30 @@ class Token(Protocol):
     ) -> bytes:
         """Sign a digest; ECDSA signatures are r ‖ s. `algorithm` is a name without `_RAW`."""
 
-    async def random(self, length: int, *, deadline: float) -> bytes:
+    async def random(self, length: int, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> bytes:
         """Random bytes of the token."""
 
     async def seal_slot(
-        self, root: HsmKey, slot: int, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        slot: int,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> bytes:
         """Seal the key in an arena slot under a root key."""
 
     async def open_slot(
-        self, root: HsmKey, sealed: bytes, associated_data: bytes, *, deadline: float
+        self,
+        root: HsmKey,
+        sealed: bytes,
+        associated_data: bytes,
+        *,
+        deadline: float,
+        tenant: bytes = SYSTEM_TENANT,
     ) -> int:
         """Open what `seal_slot` made into an arena slot."""
 
-    async def prove(self, key: HsmKey, *, deadline: float) -> None:
+    async def prove(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Prove that the token's object is this key; raises KeyMissing or KeyQuarantined."""

@@ -282,7 +282,10 @@ class CryptographyService:
         random = os.urandom(length)
         if self._random_token is not None:
             token = self._hsm_keys.token(self._random_token)
-            more = await self._hsm_keys.ask(lambda: token.random(length, deadline=call.deadline))
+            tenant = call.principal.access_point_id
+            more = await self._hsm_keys.ask(
+                lambda: token.random(length, deadline=call.deadline, tenant=tenant)
+            )
             random = bytes(a ^ b for a, b in zip(random, more, strict=True))
         return [random]
 

@@ -205,7 +205,12 @@ class LifecycleService:
     async def _make_hardware(self, call: Call, row: KeyRow, intent: IntentRow) -> KeyVersionRow:
         token = self._hsm_keys.token(row.token)
         made = await self._hsm_keys.ask(
-            lambda: token.generate(row.spec, intent.cka_id, deadline=call.deadline)
+            lambda: token.generate(
+                row.spec,
+                intent.cka_id,
+                deadline=call.deadline,
+                tenant=call.principal.access_point_id,
+            )
         )
         proof = self._materials.seal_proof(made.proof, row.key_id, 1) if made.proof else b""
         return KeyVersionRow(

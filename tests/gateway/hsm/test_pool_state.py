@@ -309,6 +309,26 @@ def test_changes_go_one_at_a_time() -> None:
     assert sent(pool.answered(1, "done", 0.0)) == [changes[1]]
 
 
+def test_tenants_take_turns_to_change_the_token() -> None:
+    pool = make_pool(workers=2)
+    flood = [make_job(b"flood", exclusive=True) for _ in range(4)]
+    polite = [make_job(b"polite", exclusive=True) for _ in range(2)]
+    for job in (*flood, *polite):
+        pool.submit(job, 0.0)
+    done = [flood[0]]
+    while len(done) < 6:
+        done += sent(pool.answered(1, "done", 0.0))
+    assert done == [flood[0], flood[1], polite[0], flood[2], polite[1], flood[3]]
+
+
+def test_what_wants_a_worker_alone_does_not_wait_for_changes() -> None:
+    pool = make_pool(workers=2)
+    for _ in range(3):
+        pool.submit(make_job(b"flood", exclusive=True), 0.0)
+    alone = make_job(alone=True)
+    assert sent(pool.submit(alone, 0.0)) == [alone]
+
+
 def test_a_waiting_change_does_not_hold_up_other_work() -> None:
     pool = make_pool(workers=2)
     for _ in range(2):
