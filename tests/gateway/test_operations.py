@@ -1,6 +1,7 @@
 """Every operation over real TLS, against a gateway process with a software root."""
 
 import itertools
+import re
 
 import pytest
 from cryptography import x509
@@ -16,11 +17,16 @@ from hsmux_protocol.columns import (
     unpack_u32_column,
 )
 from hsmux_protocol.context import encode_context
-from hsmux_protocol.envelope import SUITE_XAES_256_GCM, make_header
+from hsmux_protocol.envelope import (
+    HEADER_SIZE,
+    SUITE_AES_GCM,
+    SUITE_XAES_256_GCM,
+    make_header,
+)
 from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import FRAME_SIZE_MAX, ITEM_SIZE_MAX
 from hsmux_protocol.records import KeyRecord
-from hsmux_protocol.references import format_key_id
+from hsmux_protocol.references import format_key_id, parse_identifier
 from tests.gateway.raw_client import RawClient
 
 _aliases = itertools.count()
@@ -59,7 +65,7 @@ def test_every_changed_byte_and_every_cut_is_refused(client: RawClient) -> None:
     for index in range(len(envelope)):
         changed = bytearray(envelope)
         changed[index] ^= 1
-        with pytest.raises((errors.InvalidCiphertext, errors.InvalidArgument, errors.NotFound)):
+        with pytest.raises((errors.InvalidCiphertext, errors.InvalidArgument)):
             client.call("decrypt", None, {}, bytes(changed))
     for size in range(len(envelope)):
         with pytest.raises((errors.InvalidCiphertext, errors.InvalidArgument)):
@@ -101,6 +107,49 @@ def test_a_batch_keeps_its_order_and_opens(client: RawClient) -> None:
     assert set(unpack_u32_column(versions)) == {1}
     single = unpack_column(envelopes)[2321]
     assert client.call("decrypt", None, {"b": "1"}, single)[0] == items[2321]
+
+
+def test_nobody_is_told_why_an_envelope_does_not_open(client: RawClient) -> None:
+    key, other = make_key(client), make_key(client)
+    name, another = format_key_id(key.key_id), format_key_id(other.key_id)
+    envelope = client.call("encrypt", name, {}, b"x")[0]
+    rest = envelope[HEADER_SIZE:]
+    no_version = make_header(SUITE_XAES_256_GCM, key.key_id, 2) + rest
+    no_key = make_header(SUITE_XAES_256_GCM, bytes(16), 1) + rest
+    other_suite = make_header(SUITE_AES_GCM, key.key_id, 1) + rest
+    told = set()
+    for pinned, context, ciphertext in (
+        (None, {}, envelope[:-1] + bytes([envelope[-1] ^ 1])),
+        (None, {"a": "b"}, envelope),
+        (None, {}, no_version),
+        (None, {}, no_key),
+        (None, {}, other_suite),
+        (another, {}, envelope),
+        (another, {}, no_version),
+        (another, {}, no_key),
+        (name, {}, no_key),
+        (f"{name}@2", {}, envelope),
+        (f"{name}@2", {}, no_version),
+    ):
+        with pytest.raises(errors.HsmuxError) as refused:
+            client.call("decrypt", pinned, context, ciphertext)
+        told.add((refused.value.number, refused.value.text))
+    assert told == {(600, "the ciphertext does not open with this key and context")}
+    assert client.call("decrypt", name, {}, envelope)[0] == b"x"
+
+
+def test_a_batch_of_a_key_that_is_not_there_does_not_open(client: RawClient) -> None:
+    name = format_key_id(make_key(client).key_id)
+    envelope = client.call("encrypt", name, {}, b"x")[0]
+    no_key = make_header(SUITE_XAES_256_GCM, bytes(16), 1) + envelope[HEADER_SIZE:]
+    for batch in ([no_key], [no_key, no_key], [no_key, envelope, b""]):
+        answer = client.call("decrypt_batch", None, {}, None, pack_column(batch))
+        statuses, plaintexts, key_id, versions = answer
+        assert unpack_u16_column(statuses) == [600] * len(batch)
+        assert unpack_column(plaintexts) == [b""] * len(batch)
+        assert (key_id, unpack_u32_column(versions)) == (bytes(16), [0] * len(batch))
+    with pytest.raises(errors.NotFound):
+        client.call("decrypt_batch", format_key_id(bytes(16)), {}, None, pack_column([envelope]))
 
 
 def test_a_batch_with_a_context_for_each_item(client: RawClient) -> None:
@@ -230,8 +279,11 @@ def test_an_answer_with_a_secret_is_not_repeated(client: RawClient) -> None:
     token = b"secretsecret0000"
     answer = client.call("create_client_key", point.name, None, 30, idempotency_token=token)
     assert b"PRIVATE KEY" in answer[3]
-    with pytest.raises(errors.Conflict, match="not kept"):
+    with pytest.raises(errors.Conflict, match="not kept") as refused:
         client.call("create_client_key", point.name, None, 30, idempotency_token=token)
+    # Whoever lost the answer finds in its text what was made, and can revoke it.
+    (named,) = re.findall(r"ck-[a-z2-7]{26}", refused.value.text)
+    assert parse_identifier("ck-", named) == answer[0].client_key_id
 
 
 def test_pages_list_every_key_once(client: RawClient) -> None:

@@ -21,7 +21,6 @@ from hsmux_protocol.references import KeyReference
 from ..call import Call
 from ..catalog import Catalog
 from ..fairness import Turns
-from ..store.rows import KeyRow
 from .batches import (
     DECRYPT_ITEM_SIZE,
     DECRYPT_STATUS,
@@ -99,21 +98,22 @@ class BatchService:
         """
         items = read_column(ciphertexts, "ciphertexts")
         chosen = await self._contexts(call, context, contexts, len(items))
-        row = self._catalog.find_key(key or _first_named(items))
+        key_id = self._catalog.find_key(key).key_id if key else _first_named(items)
         check_fits(ciphertexts, -SHRINKAGE_SIZE, DECRYPT_ITEM_SIZE)
-        groups = await self._versions(call, items, row.key_id)
-        # An item can name any of 2^32 versions: only those that exist are worth a look.
-        there = groups.keys() & self._catalog.versions.get(row.key_id, {}).keys()
+        groups = await self._versions(call, items, key_id)
+        # An item can name any of 2^32 versions: only those that exist are worth a look. A key that
+        # does not exist has none, and nobody is told.
+        there = groups.keys() & self._catalog.versions.get(key_id, {}).keys()
         if key is not None and key.version is not None:
             there &= {key.version}
         for version in there:
             if len(groups[version]) == len(items):
-                return await self._open_alike(call, row, version, chosen, ciphertexts)
+                return await self._open_alike(call, key_id, version, chosen, ciphertexts)
         outputs: list[bytes] = [b""] * len(items)
         statuses = [1] * len(items)
         versions = [0] * len(items)
         for version in there:
-            used, indexes = key_in_use(self._catalog, row, version), groups[version]
+            used, indexes = self._used(key_id, version), groups[version]
             some = chosen if len(chosen) == 1 else [chosen[index] for index in indexes]
             column, found = await self._open(
                 call, used, some, pack_column([items[index] for index in indexes])
@@ -123,7 +123,7 @@ class BatchService:
         return [
             pack_u16_column([DECRYPT_STATUS[status] for status in statuses]),
             pack_column(outputs),
-            row.key_id,
+            key_id,
             pack_u32_column(versions),
         ]
 
@@ -150,17 +150,20 @@ class BatchService:
         return sorting.groups
 
     async def _open_alike(
-        self, call: Call, row: KeyRow, version: int, contexts: list[bytes], envelopes: bytes
+        self, call: Call, key_id: bytes, version: int, contexts: list[bytes], envelopes: bytes
     ) -> list[Any]:
         """A batch whose items are all of one version: the usual case, without touching items."""
-        used = key_in_use(self._catalog, row, version)
+        used = self._used(key_id, version)
         column, statuses = await self._open(call, used, contexts, envelopes)
         return [
             status_column(statuses, DECRYPT_STATUS),
             column,
-            row.key_id,
+            key_id,
             repeat_u32(version, len(statuses)),
         ]
+
+    def _used(self, key_id: bytes, version: int) -> KeyInUse:
+        return key_in_use(self._catalog, self._catalog.keys[key_id], version)
 
     async def _open(
         self, call: Call, used: KeyInUse, contexts: list[bytes], envelopes: bytes
@@ -181,7 +184,7 @@ def is_long(call: Call) -> bool:
     return contexts is not None or column_count(items) > INLINE_ITEMS_MAX
 
 
-def _first_named(items: list[bytes]) -> KeyReference:
+def _first_named(items: list[bytes]) -> bytes:
     """The key that the first envelope of a batch names.
 
     Raises:
@@ -190,7 +193,7 @@ def _first_named(items: list[bytes]) -> KeyReference:
     for item in items:
         header = header_of(item[:HEADER_SIZE])
         if header is not None:
-            return KeyReference(header.key_id, None, None)
+            return header.key_id
     raise InvalidArgument("ciphertexts: no item is an hsmux envelope")
 
 

@@ -24,7 +24,6 @@ from hsmux_protocol.envelope import HEADER_SIZE, Header, parse_header
 from hsmux_protocol.errors import (
     InternalError,
     InvalidArgument,
-    InvalidCiphertext,
     InvalidSignature,
     NotFound,
     WrongState,
@@ -184,13 +183,16 @@ class CryptographyService:
         ]
 
     def _opening(self, header: Header, pinned: KeyReference | None) -> KeyInUse:
-        """The key version an envelope names, if it is the pinned one."""
-        row = self._catalog.find_key(KeyReference(header.key_id, None, None))
+        """The key version an envelope names, if it is the pinned one.
+
+        Whether a key or version exists that only the envelope names, nobody is told.
+        """
         if pinned is not None:
             expected = self._catalog.find_key(pinned)
-            if expected.key_id != row.key_id or pinned.version not in (None, header.key_version):
-                raise InvalidCiphertext("the ciphertext is not of the expected key")
-        if header.key_version not in self._catalog.versions.get(row.key_id, {}):
+            if expected.key_id != header.key_id or pinned.version not in (None, header.key_version):
+                raise invalid_ciphertext()
+        row = self._catalog.keys.get(header.key_id)
+        if row is None or header.key_version not in self._catalog.versions.get(row.key_id, {}):
             raise invalid_ciphertext()
         return key_in_use(self._catalog, row, header.key_version)
 
