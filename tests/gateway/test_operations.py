@@ -2,6 +2,9 @@
 
 import itertools
 import re
+import ssl
+import threading
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -26,8 +29,9 @@ from hsmux_protocol.envelope import (
 from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import FRAME_SIZE_MAX, ITEM_SIZE_MAX
 from hsmux_protocol.records import KeyRecord
-from hsmux_protocol.references import format_key_id, parse_identifier
-from tests.gateway.raw_client import RawClient
+from hsmux_protocol.references import format_identifier, format_key_id, parse_identifier
+from tests.gateway.raw_client import RawClient, connect
+from tests.gateway.running import Running
 
 _aliases = itertools.count()
 
@@ -284,6 +288,32 @@ def test_an_answer_with_a_secret_is_not_repeated(client: RawClient) -> None:
     # Whoever lost the answer finds in its text what was made, and can revoke it.
     (named,) = re.findall(r"ck-[a-z2-7]{26}", refused.value.text)
     assert parse_identifier("ck-", named) == answer[0].client_key_id
+
+
+def test_a_secret_is_told_once_to_those_who_ask_at_the_same_time(
+    gateway: Running, context: ssl.SSLContext, client: RawClient
+) -> None:
+    (point,) = client.call("create_access_point", f"secret-{next(_aliases)}", "")
+    start, outcomes = threading.Barrier(4), list[Any]()
+
+    def ask() -> None:
+        with connect(gateway.address, context) as own:
+            start.wait(20)
+            try:
+                outcomes.append(own.call("create_client_key", *arguments, idempotency_token=token))
+            except errors.Conflict as error:
+                outcomes.append(error)
+
+    token, arguments = b"samesecretsame00", (point.name, None, 30)
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (answer,) = [outcome for outcome in outcomes if isinstance(outcome, list)]
+    named = {re.findall(r"ck-[a-z2-7]{26}", o.text)[0] for o in outcomes if o is not answer}
+    assert named == {format_identifier("ck-", answer[0].client_key_id)}
+    assert len(outcomes) == 4
 
 
 def test_pages_list_every_key_once(client: RawClient) -> None:
