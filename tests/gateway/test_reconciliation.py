@@ -1,6 +1,7 @@
 """What a crash leaves in a token: undone when its lease is over, never anybody else's."""
 
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ from structlog.testing import capture_logs
 
 from hsmux_gateway.fairness import SYSTEM_TENANT
 from hsmux_gateway.hsm.memory import MemoryToken
-from hsmux_gateway.hsm.token import HsmKey
+from hsmux_gateway.hsm.token import FoundObject, HsmKey
 from hsmux_gateway.store import GatewayKeyRow, IntentRow, KeyVersionRow, Transaction
 from hsmux_gateway.store.rows import WRAPPING_KEY
 from hsmux_protocol.errors import Unavailable
@@ -122,6 +123,33 @@ async def test_a_token_that_is_away_is_asked_again_later() -> None:
         await parts.reconciliation.reconcile()
         assert _intents(parts) == set()
         assert await _objects(parts.token) == set()
+
+
+class UndoneMeanwhile(MemoryToken):
+    """A token that others tidy up right after its objects were listed."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__("twin", parts.arena)
+        self.tidy_up: Callable[[], Awaitable[None]] | None = None
+
+    async def list_objects(self, *, deadline: float) -> list[FoundObject]:
+        """What was there before."""
+        listed = await super().list_objects(deadline=deadline)
+        if self.tidy_up is not None:
+            tidy_up, self.tidy_up = self.tidy_up, None
+            await tidy_up()
+        return listed
+
+
+async def test_what_is_undone_during_a_survey_is_not_unclaimed() -> None:
+    first = Parts()
+    token = UndoneMeanwhile(first)
+    async with running_parts(Parts(first.store, token)) as parts:
+        await _leave_intent(parts, b"1" * 16, expired=True, made=True)
+        token.tidy_up = parts.reconciliation.reconcile
+        await parts.reconciliation.survey()
+        assert parts.reconciliation.unclaimed == {"twin": 0}
+        assert await _objects(token) == set()
 
 
 async def _expire_all(parts: Parts) -> None:

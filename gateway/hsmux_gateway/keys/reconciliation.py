@@ -18,7 +18,7 @@ import structlog
 from ..catalog import Catalog
 from ..effects import Effects
 from ..hsm.errors import KeyMissing, KeyQuarantined, TokenError
-from ..hsm.token import HsmKey
+from ..hsm.token import HsmKey, Token
 from ..store.rows import GatewayKeyRow, IntentRow, RootRow
 from ..store.transaction import Reader, Transaction
 from .hsm_keys import HsmKeys, gateway_hsm_key
@@ -65,14 +65,15 @@ class Reconciliation:
         """
         await self._prove_own()
         for name, token in self._hsm_keys.tokens.items():
-            deadline = time.monotonic() + TOKEN_TIMEOUT_S
             try:
-                there = {found.cka_id for found in await token.list_objects(deadline=deadline)}
+                # Who makes an object names it in the store first: what was there is known by now.
+                unknown = await _listed(token) - await self._known(name)
+                if unknown:
+                    # What is undone meanwhile leaves the store when it has left the token.
+                    unknown &= await _listed(token)
             except TokenError as error:
                 log.warning("a token's objects cannot be listed", token=name, error=str(error))
                 continue
-            # Who makes an object names it in the store first: what was there is known by now.
-            unknown = there - await self._known(name)
             self.unclaimed[name] = len(unknown)
             if unknown:
                 shown = sorted(cka_id.hex() for cka_id in unknown)[:UNCLAIMED_SHOWN_MAX]
@@ -135,8 +136,7 @@ class Reconciliation:
             log.warning("expired intents name a token that is not configured here", token=name)
             return
         ours = [intent for intent in intents if await self._take_over(intent)]
-        deadline = time.monotonic() + TOKEN_TIMEOUT_S
-        there = {found.cka_id for found in await token.list_objects(deadline=deadline)}
+        there = await _listed(token)
         for intent in ours:
             if intent.cka_id in there:
                 spec = intent.arguments.decode()
@@ -156,6 +156,12 @@ class Reconciliation:
             return True
 
         return await self._effects.write(work)
+
+
+async def _listed(token: Token) -> set[bytes]:
+    """CKA_IDs of everything that is in a token."""
+    deadline = time.monotonic() + TOKEN_TIMEOUT_S
+    return {found.cka_id for found in await token.list_objects(deadline=deadline)}
 
 
 def _finish(transaction: Transaction, intent_id: bytes) -> None:
