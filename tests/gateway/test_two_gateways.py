@@ -50,7 +50,8 @@ def test_each_sees_what_the_other_does(pair: tuple[Running, Running], tmp_path: 
         assert first.call("show_status")[1] == second.call("show_status")[1]
         first.call("create_key", *AES, "alias/shared", "", {})
         envelope = first.call("encrypt", "alias/shared", {}, b"shared")[0]
-        assert _soon(second, "decrypt", None, {}, envelope)[0] == b"shared"
+        _soon(second, "show_key", "alias/shared")
+        assert second.call("decrypt", None, {}, envelope)[0] == b"shared"
         with pytest.raises(errors.Conflict):
             second.call("create_key", *AES, "alias/shared", "", {})
         token = b"0123456789abcdef"
