@@ -264,6 +264,11 @@ class Gateway:
             "Connections closed because there was no room.",
             lambda: listener.refused,
         )
+        self.metrics.add_counter(
+            "hsmux_connections_wasteful",
+            "Connections closed because of what their peers sent for nothing.",
+            lambda: listener.wasteful,
+        )
         self.metrics.add_families(self._token_metrics)
 
     def _token_metrics(self) -> Iterator[Metric]:

@@ -11,8 +11,9 @@ tasks, or while more than `ANSWERS_SIZE_MAX` bytes of answers wait for a peer th
 them; unread requests stay in the kernel and then with the peer. Memory beyond the connection's own
 is leased (see `buffers`): without a lease no more of a large frame is read, and a call is Busy.
 
-Fairness: the reader works in slices of `SLICE_NS`, and takes a turn of its access point for each
-(see `fairness`), so neither a flood nor many connections keep the event loop from others.
+Fairness: the reader decrypts (see `tls`), decodes and does calls in slices of `SLICE_NS`, and takes
+a turn of its access point for each (see `fairness`), so neither a flood nor many connections keep
+the event loop from others.
 
 Time: handshake and HELLO together have `handshake_timeout_s`; a frame that has begun must come at
 1 KiB a second after `frame_timeout_s`, not counting what the gateway made it wait; a connection
@@ -30,6 +31,7 @@ everything before; its PONG, or `GRACE_S` without one, says that nothing more is
 connection ends when nothing is open then.
 """
 
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -74,7 +76,7 @@ from .engine import Engine, NotRecorded
 from .fairness import SLICE_NS, FairBudget, Turns
 from .requests import Asked, error_frame, read_request
 from .runs import Run
-from .tls import TlsClosed, TlsStream
+from .tls import TlsClosed, TlsStream, TlsWaste
 
 __all__ = ["Connection", "ConnectionFacts"]
 
@@ -138,6 +140,7 @@ class Connection:
     Attributes:
         draining: Whether GOAWAY was said or will be.
         was_welcomed: Whether the peer has said who it is.
+        was_wasteful: Whether it was closed because of what the peer sent for nothing.
     """
 
     def __init__(
@@ -169,6 +172,7 @@ class Connection:
         self._nothing_crosses = False
         self.draining = False
         self.was_welcomed = False
+        self.was_wasteful = False
 
     def __repr__(self) -> str:
         name, state = self._principal.access_point, self._protocol.state.value
@@ -203,6 +207,7 @@ class Connection:
             await self._serve_open()
         except* (TlsClosed, RecordError) as group:
             reason = str(group.exceptions[0])
+            self.was_wasteful = group.subgroup(TlsWaste) is not None
         except* trio.TooSlowError:
             reason = "too slow"
         finally:
@@ -281,6 +286,7 @@ class Connection:
         except HsmuxError as error:
             await self._refuse(error)
             raise TlsClosed(f"refused: {error.text}") from None
+        self._tls.tenant = self._principal.access_point_id
         self._buffers = self._buffers_of(self._principal.access_point_id)
         name = self._principal.access_point
         self._put(Welcome(VERSION, [], ANNOUNCED_LIMITS, self._facts.deployment, name))
@@ -337,13 +343,27 @@ class Connection:
             if self._frame_began is not None:
                 self._frame_began += trio.current_time() - began
             self._receiving.deadline = self._receive_deadline()
-            data = await self._tls.receive(size)
+            data = b""
+            while not (data or self._tls.is_over):
+                await self._tls.wait(size)
+                data = await self._decrypt()
             self._buffers.came(len(data))
             return data
         is_late = trio.current_time() >= self._receiving.deadline
         if is_late and (self._protocol.buffered_size or not self._protocol.open_ids):
             raise trio.TooSlowError
         return None
+
+    async def _decrypt(self) -> bytes:
+        """What came, decrypted; the peer's time does not run while it waits for its turn."""
+        began, deadline = trio.current_time(), self._receiving.deadline
+        self._receiving.deadline = math.inf
+        data = await self._tls.decrypt()
+        waited = trio.current_time() - began
+        self._receiving.deadline = deadline + waited
+        if self._frame_began is not None:
+            self._frame_began += waited
+        return data
 
     def _receive_deadline(self) -> float:
         now, limits = trio.current_time(), self._facts.limits

@@ -144,6 +144,7 @@ class Listener:
     Attributes:
         connections: Those that are open now.
         refused: Connections closed because there was no room, so far.
+        wasteful: Connections closed because of what their peers sent for nothing, so far.
     """
 
     def __init__(
@@ -160,6 +161,7 @@ class Listener:
         self._left = trio.Event()
         self.connections: set[Connection] = set()
         self.refused = 0
+        self.wasteful = 0
 
     def __repr__(self) -> str:
         return f"Listener({len(self.connections)} connections, {len(self._opening)} opening)"
@@ -219,7 +221,13 @@ class Listener:
         except OSError:
             accepted.close()
             return
-        tls = TlsStream(accepted, self._context, self._buffer)
+        tls = TlsStream(
+            accepted,
+            self._context,
+            self._buffer,
+            turns=self._facts.turns,
+            send_timeout_s=self._facts.limits.send_timeout_s,
+        )
         host, port = str(address[0]), address[1]
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         connection = Connection(tls, peer, self._facts, self._opened)
@@ -252,6 +260,7 @@ class Listener:
         except Exception as error:
             log.exception("a connection failed", peer=peer, error=type(error).__name__)
         finally:
+            self.wasteful += connection.was_wasteful
             self._opening.pop(connection, None)
             self.connections.discard(connection)
             self._left.set()

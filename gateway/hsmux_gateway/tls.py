@@ -10,10 +10,17 @@ no locks around OpenSSL, because nothing awaits inside it. All connections read 
 buffer, because what came is taken out of it before anything awaits: a connection costs no read
 buffer of its own.
 
+What a peer sends costs time before anybody has looked at it, and some records cost much more than
+their bytes and carry nothing (see `tls_records`). So OpenSSL is given at most `RECORDS_MAX` records
+at once; decrypting and handshakes are done in turns of the tenant (see `fairness`), where all peers
+that have not said who they are are one tenant; and a peer whose records carry nothing too often is
+closed (`TlsWaste`), as is one whose handshake is longer than any certificate makes it.
+
 Order on the wire: whoever wants to send takes `_send_lock`, empties the outgoing BIO and sends it
-to the end. Reading can produce bytes too (a key update's answer), and goes the same way. A send
-that is cancelled half-way has left a torn record, so the stream is marked broken and refuses
-everything after.
+to the end. Reading can produce bytes too (the answers to key updates), and goes the same way;
+nothing more is read until they have left, and a peer that does not take them for `send_timeout_s`
+is too slow. A send that is cancelled half-way has left a torn record, so the stream is marked
+broken and refuses everything after.
 
 What OpenSSL decides ends in an alert on the wire: a chain that does not lead to the CA, a
 certificate that is expired, not for clients, self-signed or missing. In TLS 1.3 the client may
@@ -25,21 +32,30 @@ last alert or error. So closing sends what is left, ends the sending side, and r
 what still comes, for `CLOSE_TIMEOUT_S` and `LINGER_SIZE_MAX` at most.
 """
 
+import math
 import os
 import ssl
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from hsmux_protocol.connection import ALPN
 
 from .errors import OperatorError
+from .fairness import Turns
+from .tls_records import RecordBorders
 
 __all__ = [
+    "NOBODY",
     "RECEIVE_SIZE",
+    "RECORDS_EMPTY_MAX",
+    "RECORDS_MAX",
     "TlsClosed",
     "TlsStream",
+    "TlsWaste",
     "load_identity",
     "make_server_context",
     "new_server_context",
@@ -50,6 +66,18 @@ RECEIVE_SIZE: Final = 256 * 1024
 
 HANDSHAKE_RECEIVE_SIZE: Final = 16 * 1024
 """Bytes read at once from a peer that has not said who it is."""
+
+HANDSHAKE_SIZE_MAX: Final = 64 * 1024
+"""Bytes of a whole handshake: many times what a chain of certificates takes."""
+
+RECORDS_MAX: Final = 128
+"""Records given to OpenSSL at once: about 2 ms if each of them asks for a change of keys."""
+
+RECORDS_EMPTY_MAX: Final = 1024
+"""Records that carry nothing beyond those that carry something: nobody changes keys so often."""
+
+NOBODY: Final = b""
+"""The tenant of all peers that have not said who they are."""
 
 RECORD_SIZE: Final = 16 * 1024
 """Bytes of the largest TLS record, which is what one SSLObject.read returns at most."""
@@ -63,8 +91,15 @@ LINGER_SIZE_MAX: Final = 4 << 20
 """Bytes forgotten of a peer that is going and goes on sending."""
 
 
+T = TypeVar("T")
+
+
 class TlsClosed(Exception):
     """The connection ended or broke; the text says how, for the log."""
+
+
+class TlsWaste(TlsClosed):
+    """The peer sends what costs time and carries nothing."""
 
 
 def new_server_context() -> ssl.SSLContext:
@@ -119,8 +154,12 @@ class TlsStream:
         context: Of the gateway.
         buffer: Where it reads; all connections of an event loop share one of `RECEIVE_SIZE`. None:
             one of its own.
+        turns: Shares the event loop. None: it has the loop for itself.
+        send_timeout_s: Seconds the peer has to take what reading it made necessary.
 
     Attributes:
+        tenant: Whose time is used.
+        is_over: Whether the peer said that nothing follows, or nothing does.
         broken: Whether a send was torn; such a stream only closes.
     """
 
@@ -129,6 +168,9 @@ class TlsStream:
         socket: trio.socket.SocketType,
         context: ssl.SSLContext,
         buffer: memoryview | None = None,
+        *,
+        turns: Turns | None = None,
+        send_timeout_s: float = math.inf,
     ) -> None:
         self._socket = socket
         self._stream = trio.SocketStream(socket)
@@ -136,8 +178,17 @@ class TlsStream:
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
         self._buffer = memoryview(bytearray(RECEIVE_SIZE)) if buffer is None else buffer
+        self._turns = turns
+        self._send_timeout_s = send_timeout_s
         self._send_lock = trio.Lock()
+        self._borders = RecordBorders()
+        self._encrypted = memoryview(b"")
+        self._decrypted: list[bytes] = []
+        self._records = 0
+        self._records_empty = 0
         self._ended = False
+        self.tenant = NOBODY
+        self.is_over = False
         self.broken = False
 
     async def handshake(self) -> None:
@@ -146,20 +197,32 @@ class TlsStream:
         Raises:
             TlsClosed: The peer was refused or went away.
         """
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                await self._flush()
-                if not await self._fill(HANDSHAKE_RECEIVE_SIZE):
-                    raise TlsClosed("the peer left during the handshake") from None
-            except ssl.SSLError as error:
-                raise TlsClosed(f"handshake refused: {error.reason or error}") from None
-            else:
-                await self._flush()
-                break
+        size = 0
+        while not await self._in_turn(self._shake):
+            await self._flush()
+            if self._encrypted:
+                self._feed(self._encrypted)
+                await trio.lowlevel.checkpoint()
+                continue
+            size += await self._fill(HANDSHAKE_RECEIVE_SIZE)
+            if self._ended:
+                raise TlsClosed("the peer left during the handshake")
+            if size > HANDSHAKE_SIZE_MAX:
+                raise TlsWaste("a handshake longer than any")
+        self._records = 0
+        await self._flush()
         if self._tls.selected_alpn_protocol() != ALPN:
             raise TlsClosed(f"the peer does not speak {ALPN}")
+
+    def _shake(self) -> bool:
+        """Go on with the handshake; whether it is done."""
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError as error:
+            raise TlsClosed(f"handshake refused: {error.reason or error}") from None
+        return True
 
     @property
     def peer_certificate(self) -> bytes:
@@ -178,36 +241,99 @@ class TlsStream:
 
         Raises:
             TlsClosed: The connection broke, or the peer sent something TLS refuses.
+            trio.TooSlowError: The peer does not take what it made necessary to send.
         """
         while True:
-            data = self._read_decrypted()
-            if data is None:
-                return b""
-            if self._outgoing.pending:
-                await self._flush()
-            if data:
+            data = await self.decrypt()
+            if data or self.is_over:
                 return data
-            if self._ended:
-                return b""
-            if not await self._fill(size):
-                return b""
+            await self.wait(size)
 
-    def _read_decrypted(self) -> bytes | None:
-        """Decrypted bytes, empty when more must be received, None at close_notify."""
-        pieces = []
+    async def wait(self, size: int) -> None:
+        """Receive something to decrypt, at most `size` bytes, or the end of the stream.
+
+        Raises:
+            TlsClosed: The connection broke.
+        """
+        if not (self._encrypted or self._decrypted):
+            await self._fill(size)
+
+    async def decrypt(self) -> bytes:
+        """What was received and not decrypted, as far as records are whole; often nothing.
+
+        Takes turns with others, so it can take a while. Cancelled, it goes on the next time.
+
+        Raises:
+            TlsClosed: The peer sent something TLS refuses.
+            trio.TooSlowError: The peer does not take what it made necessary to send.
+        """
+        is_more = True
+        while is_more:
+            is_more = await self._in_turn(self._decrypt_slice)
+            if self._outgoing.pending:
+                with trio.fail_after(self._send_timeout_s):
+                    await self._flush()
+            if is_more:
+                await trio.lowlevel.checkpoint()
+        data = b"".join(self._decrypted)
+        self._decrypted.clear()
+        return data
+
+    async def _in_turn(self, do: Callable[[], T]) -> T:
+        """Do something that waits for nothing, on the tenant's time."""
+        turns, tenant = self._turns, self.tenant
+        if turns is None:
+            return do()
+        await turns.take(tenant)
+        began = time.perf_counter_ns()
         try:
-            while True:
-                piece = self._tls.read(RECORD_SIZE)
-                if not piece:
-                    break
-                pieces.append(piece)
+            return do()
+        finally:
+            turns.spend(tenant, time.perf_counter_ns() - began)
+
+    def _decrypt_slice(self) -> bool:
+        """Decrypt what OpenSSL was given, and give it more; whether there is more."""
+        self._count(self._read_decrypted())
+        if not self._encrypted:
+            return False
+        self._feed(self._encrypted)
+        return True
+
+    def _read_decrypted(self) -> int:
+        """Keep what OpenSSL has decrypted; of how many records."""
+        before = len(self._decrypted)
+        try:
+            while piece := self._tls.read(RECORD_SIZE):
+                self._decrypted.append(piece)
+            self._end_reading()
         except ssl.SSLWantReadError:
-            return b"".join(pieces)
+            if self._ended:
+                self._end_reading()
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-            pass
+            self._end_reading()
         except ssl.SSLError as error:
             raise TlsClosed(f"record refused: {error.reason or error}") from None
-        return b"".join(pieces) if pieces else None
+        return len(self._decrypted) - before
+
+    def _end_reading(self) -> None:
+        """The peer said that nothing follows, or nothing does."""
+        self.is_over = True
+        self._encrypted = memoryview(b"")
+
+    def _count(self, carried: int) -> None:
+        """Of the records given to OpenSSL, so many carried something."""
+        # Each of them makes up for one that did not.
+        empty = self._records_empty + self._records - 2 * carried
+        self._records, self._records_empty = 0, max(0, empty)
+        if self._records_empty > RECORDS_EMPTY_MAX:
+            raise TlsWaste("too many records that carry nothing")
+
+    def _feed(self, data: memoryview) -> None:
+        """Give OpenSSL as many records as it may have at once, and keep the rest."""
+        end, records = self._borders.advance(data, RECORDS_MAX)
+        self._incoming.write(data[:end])
+        self._records += records
+        self._encrypted = data[end:]
 
     async def send_all(self, data: bytes | memoryview) -> None:
         """Encrypt and send all of `data`.
@@ -259,21 +385,25 @@ class TlsStream:
                 await self._wait_readable()
             else:
                 left -= len(came)
+                await trio.lowlevel.checkpoint()
 
-    async def _fill(self, size: int) -> bool:
-        """Receive once into the incoming BIO; False at the end of the stream."""
+    async def _fill(self, size: int) -> int:
+        """Receive once, and give OpenSSL the first of it; how many bytes, 0 at the end."""
         came, waited = self._try_read(size), False
         while came is None:
             await self._wait_readable()
             came, waited = self._try_read(size), True
+        received = len(came)
         if came:
-            self._incoming.write(came)
+            self._feed(came)
+            # The buffer is everybody's.
+            self._encrypted = memoryview(bytes(self._encrypted))
         else:
             self._incoming.write_eof()
         if not waited:
             # Bytes that are there already must not let one connection keep the event loop.
             await trio.lowlevel.checkpoint()
-        return not self._ended
+        return received
 
     def _try_read(self, size: int) -> memoryview | None:
         """A part of the shared buffer with what came, good until the next await; None: nothing."""
@@ -293,12 +423,18 @@ class TlsStream:
             raise TlsClosed("connection lost: closed") from None
 
     async def _flush(self) -> None:
-        """Send what OpenSSL has made; comes back at once when the socket takes all of it."""
+        """Send what OpenSSL has made; comes back at once when the socket takes all of it.
+
+        Raises:
+            TlsClosed: The connection broke, or an earlier send was cut off.
+        """
         try:
             self._send_lock.acquire_nowait()
         except trio.WouldBlock:
             await self._send_lock.acquire()
         try:
+            if self.broken:
+                raise TlsClosed("an earlier send was cut off")
             data = self._outgoing.read()
             if data:
                 await self._send(memoryview(data))

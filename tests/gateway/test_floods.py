@@ -22,6 +22,7 @@ from hsmux_protocol.fields import write_fields
 from hsmux_protocol.frames import Error, Ping, Pong, Request, Result
 from hsmux_protocol.operations import OPERATIONS
 from tests.gateway.certificates import stranger
+from tests.gateway.key_updates import update_keys
 from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -243,6 +244,46 @@ def test_a_flood_on_many_connections_gets_one_share_of_the_loop(
         for thread in threads:
             thread.join(TIMEOUT_S)
     assert spent < 120
+
+
+@pytest.mark.parametrize("says_hello", [True, False], ids=["known", "unknown"])
+def test_peers_that_only_change_keys_are_closed_while_others_are_served(
+    flooded: Running, first: ssl.SSLContext, second: ssl.SSLContext, says_hello: bool
+) -> None:
+    stop, closed = threading.Event(), itertools.count()
+    host, port = flooded.address.rsplit(":", 1)
+
+    def flood() -> None:
+        while not stop.is_set():
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection((host, int(port)), timeout=TIMEOUT_S) as plain,
+                first.wrap_socket(plain, server_hostname="localhost") as tls,
+            ):
+                if says_hello:
+                    RawClient(tls).hello()
+                while update_keys(tls):
+                    pass
+            next(closed)
+
+    before = _metric(flooded, "hsmux_connections_wasteful_total")
+    threads = [threading.Thread(target=flood) for _ in range(6)]
+    with connect(flooded.address, second) as other:
+        for thread in threads:
+            thread.start()
+        try:
+            # Each of these goes on until the gateway closes it, which it does again and again.
+            _until(lambda: _metric(flooded, "hsmux_connections_wasteful_total") >= before + 6)
+            for number in range(100):
+                assert other.call("encrypt", "alias/key", {}, b"%d" % number)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(TIMEOUT_S)
+    assert next(closed) >= 6
+    assert _metric(flooded, "hsmux_connections_wasteful_total") <= before + next(closed)
+    if says_hello:
+        assert '"reason": "too many records that carry nothing"' in flooded.log.read_text()
 
 
 @pytest.mark.parametrize("count", SLOW)
