@@ -36,6 +36,7 @@ from .keys.lifecycle_service import LifecycleService
 from .keys.material import Materials
 from .keys.reconciliation import Reconciliation
 from .listener import Listener, connections_possible
+from .log_sink import LogSink
 from .metrics import Metrics
 from .references import reference_source
 from .root import ArenaSealer
@@ -73,14 +74,14 @@ class Gateway:
     Args:
         base: Config, instance directory, arena, tokens and store.
         sealer: Of the unlocked store; its slot holds the key-encryption key.
-        log_requests: Descriptor for the request log, or None.
+        log_requests: Where the request log goes, or None.
 
     Attributes:
         reconciliation: Compares store and tokens.
         stopping: Whether no new connections are taken.
     """
 
-    def __init__(self, base: Foundation, sealer: ArenaSealer, log_requests: int | None) -> None:
+    def __init__(self, base: Foundation, sealer: ArenaSealer, log_requests: LogSink | None) -> None:
         config = base.config
         self.base = base
         self.catalog = Catalog()
@@ -275,7 +276,7 @@ class Gateway:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
 
 
-def _open_recorder(base: Foundation, log_requests: int | None) -> Recorder:
+def _open_recorder(base: Foundation, log_requests: LogSink | None) -> Recorder:
     directory = Path(base.config.audit.directory or base.instance.path / "audit")
     try:
         return Recorder(directory / "requests.jsonl", log=log_requests)

@@ -7,7 +7,7 @@ command's.
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -33,6 +33,9 @@ __all__ = [
     "serve",
 ]
 
+STDERR: Final = 2
+"""The descriptor of logs."""
+
 T = TypeVar("T")
 
 
@@ -55,13 +58,13 @@ def init(config: Path) -> Initialised:
     Returns:
         Where the first administrator's client key is.
     """
-    log_to(sys.stderr, level="warning")
+    log_to(STDERR, level="warning")
     return _run(run_init, load_config(config))
 
 
 def serve(config: Path) -> None:
     """Serve until SIGTERM or SIGINT; logs JSON lines to stderr."""
-    log_to(sys.stderr)
+    log = log_to(STDERR)
     checked = load_config(config)
 
     def ready(addresses: Addresses) -> None:
@@ -70,7 +73,7 @@ def serve(config: Path) -> None:
             print("hsmux: the root key is a file: for development only", file=sys.stderr)
 
     async def main() -> None:
-        await run_serve(checked, ready=ready, log_requests=sys.stderr.fileno())
+        await run_serve(checked, ready=ready, log_requests=log)
 
     _run(main)
 
@@ -97,7 +100,7 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     """Try what a token can do, and show it; nothing is left behind in it."""
     from .hsm.probe import probe
 
-    log_to(sys.stderr, level="warning")
+    log_to(STDERR, level="warning")
     name, settings, instance = _token_of(config, token)
     try:
         found = _run(probe, settings, instance)

@@ -11,7 +11,7 @@ cuts at once; one that comes before anything is served ends the start in order.
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, TextIO, cast
 
@@ -29,6 +29,7 @@ from .health import HealthServer
 from .heap import fix_heap_sizes
 from .initialise import Initialised, initialise, unlock
 from .listener import open_sockets
+from .log_sink import LogSink
 
 __all__ = ["Addresses", "log_to", "run_init", "run_serve"]
 
@@ -87,7 +88,7 @@ async def run_serve(
     *,
     ready: Callable[[Addresses], None],
     before: Callable[[Foundation], Awaitable[None]] | None = None,
-    log_requests: int | None = None,
+    log_requests: LogSink | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -95,7 +96,7 @@ async def run_serve(
         config: Checked.
         ready: Called once requests are accepted.
         before: Awaited on the foundation first; `hsmux dev` initialises there.
-        log_requests: Descriptor for the request log, or None.
+        log_requests: Where the request log goes, or None.
 
     Raises:
         OperatorError: The gateway cannot start or go on; says what to do.
@@ -117,7 +118,7 @@ async def _serve(
     base: Foundation,
     stop: _Stop,
     ready: Callable[[Addresses], None],
-    log_requests: int | None,
+    log_requests: LogSink | None,
 ) -> None:
     sealer = await unlock(base.config, base.arena, base.tokens, base.store)
     gateway = Gateway(base, sealer, log_requests)
@@ -201,22 +202,25 @@ def _addresses(sockets: list[trio.socket.SocketType]) -> list[str]:
 
 
 class _Log:
-    """A log file whose disk may be full and whose reader may go: what cannot be written is lost."""
+    """A sink as the file that structlog writes to."""
 
-    def __init__(self, file: TextIO) -> None:
-        self._file = file
+    def __init__(self, sink: LogSink) -> None:
+        self._sink = sink
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._file.write(text)
+        self._sink.write(text.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._file.flush()
+        """Nothing is held back."""
 
 
-def log_to(file: TextIO, *, level: str = "info") -> None:
-    """Structured log lines, JSON, to an open file; those of a level and above."""
+def log_to(descriptor: int, *, level: str = "info") -> LogSink:
+    """Structured log lines, JSON, to an open descriptor; those of a level and above.
+
+    Returns:
+        For other lines of the same log.
+    """
+    sink = LogSink(descriptor)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -225,6 +229,7 @@ def log_to(file: TextIO, *, level: str = "info") -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Log(file))),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, _Log(sink))),
         cache_logger_on_first_use=False,
     )
+    return sink

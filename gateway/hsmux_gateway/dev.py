@@ -149,7 +149,7 @@ def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitabl
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_state_directory(state))
         log = stack.enter_context(open(directory / "gateway.log", "a", buffering=1))
-        log_to(log)
+        sink = log_to(log.fileno())
         config = _make_config(directory, port)
         instance = Path(config.instance_dir)
 
@@ -161,7 +161,7 @@ def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitabl
                 config,
                 ready=lambda addresses: _announce(directory, instance, addresses),
                 before=before,
-                log_requests=log.fileno(),
+                log_requests=sink,
             )
 
         yield main

@@ -19,8 +19,8 @@ from pathlib import Path
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import log_to, run_init, run_serve
 
-log = open(sys.argv[2], "a", buffering=1)
-log_to(log)
+log = open(sys.argv[2], "a")
+sink = log_to(log.fileno())
 config = load_config(Path(sys.argv[1]))
 if "init" in sys.argv[3:]:
     trio.run(run_init, config)
@@ -29,7 +29,7 @@ def ready(addresses):
     print(json.dumps([addresses.server, addresses.health]), flush=True)
 
 async def main():
-    await run_serve(config, ready=ready, log_requests=log.fileno())
+    await run_serve(config, ready=ready, log_requests=sink)
 
 trio.run(main)
 """

@@ -19,6 +19,7 @@ from hsmux_gateway.access.decision import CallFacts
 from hsmux_gateway.audit.recorder import Recorder, RecordError
 from hsmux_gateway.call import Call
 from hsmux_gateway.engine import Engine, collect_handlers
+from hsmux_gateway.log_sink import LogSink
 from hsmux_gateway.metrics import Metrics
 from hsmux_protocol.errors import (
     Busy,
@@ -261,7 +262,7 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
 
 async def test_the_request_log_has_the_same_lines_and_may_go(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    recorder = Recorder(tmp_path / "requests.jsonl", log=writing)
+    recorder = Recorder(tmp_path / "requests.jsonl", log=LogSink(writing))
     engine = make_engine(recorder, _fine)
     await engine.call(make_call("show_status"))
     recorder.flush()

@@ -29,6 +29,8 @@ from typing import Final
 
 import msgspec
 
+from ..log_sink import LogSink
+
 __all__ = ["Record", "RecordError", "Recorder"]
 
 RETRY_S: Final = 0.1
@@ -73,21 +75,13 @@ def _close_line(file: int) -> None:
         os.write(file, b"\n")
 
 
-def _write_log(log: int, lines: bytes) -> None:
-    try:
-        os.write(log, lines)
-    except OSError:
-        # A reader of the log that went away must not stop the gateway.
-        return
-
-
 class Recorder:
     """Appends records to one file.
 
     Args:
         path: The file; made with mode 0600 if it is not there.
-        log: A descriptor that gets the same lines as the gateway's request log, or None. What
-            cannot be written there is lost: it is a convenience, the file is the record.
+        log: Gets the same lines as the gateway's request log, or None. What cannot be written
+            there is lost: it is a convenience, the file is the record.
 
     Attributes:
         records: Records appended so far.
@@ -98,7 +92,7 @@ class Recorder:
         OSError: The file cannot be opened.
     """
 
-    def __init__(self, path: Path, *, log: int | None = None) -> None:
+    def __init__(self, path: Path, *, log: LogSink | None = None) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o600)
         _close_line(self._file)
@@ -149,7 +143,7 @@ class Recorder:
         self.failing = False
         self.written = self.records
         if self._log is not None:
-            _write_log(self._log, bytes(self._unlogged))
+            self._log.write(bytes(self._unlogged))
             self._unlogged.clear()
 
     def _format(self) -> None:
