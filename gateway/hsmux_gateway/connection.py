@@ -6,10 +6,12 @@ One task reads. It decrypts, decodes one frame at a time, and either does the ca
 keys: nothing to wait for), with others that join it (see `runs`), or starts a task for it. Any task
 that has finished a call queues its answer and flushes (see `answers`).
 
-Back pressure is not reading. The reader stops decoding while `REQUESTS_IN_FLIGHT_MAX` calls have
-tasks, or while more than `ANSWERS_SIZE_MAX` bytes of answers wait for a peer that does not read
-them; unread requests stay in the kernel and then with the peer. Memory beyond the connection's own
-is leased (see `buffers`): without a lease no more of a large frame is read, and a call is Busy.
+Back pressure is not reading. When `REQUESTS_IN_FLIGHT_MAX` calls have tasks, further ones that need
+one are held, so that what concerns them, a CANCEL or a PING, is still seen. The reader stops
+decoding when it may hold no more (`HELD_SIZE_MAX`, and a lease), or while more than
+`ANSWERS_SIZE_MAX` bytes of answers wait for a peer that does not read them; unread requests stay in
+the kernel and then with the peer. Memory beyond the connection's own is leased (see `buffers`):
+without a lease no more of a large frame is read, and a call is Busy.
 
 Fairness: the reader decrypts (see `tls`), decodes and does calls in slices of `SLICE_NS`, and takes
 a turn of its access point for each (see `fairness`), so neither a flood nor many connections keep
@@ -33,6 +35,7 @@ connection ends when nothing is open then.
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,6 +88,12 @@ log = structlog.get_logger("hsmux.connection")
 ANSWERS_SIZE_MAX: Final = 64 * 1024
 """Bytes of answers waiting for the peer; more stop the reader."""
 
+HELD_SIZE_MAX: Final = 256 * 1024
+"""Bytes of requests that wait for a task; more stop the reader."""
+
+HELD_OVERHEAD: Final = 1024
+"""Bytes that one of these takes beside those of its frame."""
+
 SMALL_SIZE: Final = 8 * 1024
 """Bytes of a call that is done here without asking for room: it adds no more than this."""
 
@@ -96,6 +105,8 @@ GRACE_S: Final = 1.0
 
 GOAWAY_PING: Final = 0x676F61776179
 """The number of the PING behind GOAWAY."""
+
+CANCELLED_TEXT: Final = "cancelled by the caller"
 
 RETRY_AFTER_MS: Final = 100
 """What a caller is told to wait when the buffers of all connections are full."""
@@ -161,6 +172,8 @@ class Connection:
         self._run = Run(facts.engine.joins)
         self._nursery: trio.Nursery | None = None
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._held: OrderedDict[int, tuple[Asked, int]] = OrderedDict()
+        self._held_size = 0
         self._cancelled: set[int] = set()
         self._changed = trio.Event()
         self._opening = trio.CancelScope()
@@ -393,44 +406,53 @@ class Connection:
 
         Requests that join each other are done together, before anything else is looked at.
         """
-        protocol, answers, scopes, run = self._protocol, self._answers, self._scopes, self._run
+        protocol, answers, run = self._protocol, self._answers, self._run
         left = protocol.buffered_size
         try:
-            while (
-                len(scopes) < REQUESTS_IN_FLIGHT_MAX and answers.size + run.size <= ANSWERS_SIZE_MAX
-            ):
+            while answers.size + run.size <= ANSWERS_SIZE_MAX and self._may_take:
                 frame = protocol.next_frame()
                 if frame is None:
                     return False
                 before, left = left, protocol.buffered_size
                 self._frame_began = None
                 self._buffers.frame_taken()
-                if not isinstance(frame, Request):
-                    await self._do_run()
-                    self._take_other(frame)
-                elif (asked := self._take_request(nursery, frame, before - left)) is not None:
-                    if not run.add(frame.id, asked):
+                if isinstance(frame, Request):
+                    asked = self._take_request(nursery, frame, before - left)
+                    if asked is not None and not run.add(frame.id, asked):
                         await self._do_run()
                         run.add(frame.id, asked)
+                else:
+                    await self._do_run()
+                    await self._take_other(frame)
                 if self._unauthenticated or time.perf_counter_ns() >= until_ns:
                     break
             return True
         finally:
             await self._do_run()
 
+    @property
+    def _may_take(self) -> bool:
+        """Whether one more request can be begun or held."""
+        if len(self._scopes) < REQUESTS_IN_FLIGHT_MAX:
+            return True
+        return self._held_size < HELD_SIZE_MAX and self._buffers.has_room(0)
+
     async def _wait_for_room(self) -> None:
-        """Wait while too many calls are in work or too many answers are unread."""
-        while len(self._scopes) >= REQUESTS_IN_FLIGHT_MAX:
+        """Wait while too many calls are in work and held, or too many answers are unread."""
+        while not self._may_take:
             await self._answers.flush()
-            if len(self._scopes) >= REQUESTS_IN_FLIGHT_MAX:
+            if not self._may_take:
                 self._changed = trio.Event()
                 await self._changed.wait()
         await self._answers.drain(ANSWERS_SIZE_MAX)
 
-    def _take_other(self, frame: Frame) -> None:
+    async def _take_other(self, frame: Frame) -> None:
         if isinstance(frame, Cancel):
             scope = self._scopes.get(frame.id)
-            if scope is not None:
+            if frame.id in self._held:
+                asked = self._release(frame.id)._replace(refusal=Cancelled(CANCELLED_TEXT))
+                self._put_answer(*await self._do(frame.id, asked, waits=False))
+            elif scope is not None:
                 self._cancelled.add(frame.id)
                 scope.cancel()
         elif isinstance(frame, Ping):
@@ -448,16 +470,45 @@ class Connection:
             self._received_at,
             self._facts.new_reference(),
         )
-        is_inline = asked.refusal is not None or self._facts.runs_inline(asked.call)
-        if not (is_inline and asked.size <= SMALL_SIZE) and not self._buffers.has_room(asked.size):
-            refusal = Busy("the gateway holds too much data", retry_after_ms=RETRY_AFTER_MS)
-            asked, is_inline = asked._replace(refusal=asked.refusal or refusal), True
-        if is_inline:
+        if asked.refusal is not None or self._facts.runs_inline(asked.call):
+            return asked if asked.size <= SMALL_SIZE else self._with_room(asked)
+        if len(self._scopes) >= REQUESTS_IN_FLIGHT_MAX:
+            self._hold(request.id, asked, size + HELD_OVERHEAD)
+            return None
+        asked = self._with_room(asked)
+        if asked.refusal is not None:
             return asked
-        self._buffers.begin(asked.size)
-        self._scopes[request.id] = trio.CancelScope()
-        nursery.start_soon(self._serve, request.id, asked)
+        self._begin(nursery, request.id, asked)
         return None
+
+    def _with_room(self, asked: Asked) -> Asked:
+        """The request, refused if there is no room for it."""
+        if self._buffers.has_room(asked.size):
+            return asked
+        refusal = Busy("the gateway holds too much data", retry_after_ms=RETRY_AFTER_MS)
+        return asked._replace(refusal=asked.refusal or refusal)
+
+    def _begin(self, nursery: trio.Nursery, request_id: int, asked: Asked) -> None:
+        self._buffers.begin(asked.size)
+        self._scopes[request_id] = trio.CancelScope()
+        nursery.start_soon(self._serve, request_id, asked)
+
+    def _hold(self, request_id: int, asked: Asked, size: int) -> None:
+        self._held[request_id] = asked, size
+        self._held_size += size
+        self._buffers.begin(size)
+
+    def _release(self, request_id: int) -> Asked:
+        asked, size = self._held.pop(request_id)
+        self._held_size -= size
+        self._buffers.end(size)
+        return asked
+
+    def _begin_held(self) -> None:
+        """A place is free: the request that has been held longest gets it."""
+        if self._held and self._nursery is not None:
+            request_id = next(iter(self._held))
+            self._begin(self._nursery, request_id, self._with_room(self._release(request_id)))
 
     # Calls and answers
 
@@ -477,6 +528,7 @@ class Connection:
         self._buffers.end(asked.size)
         self._cancelled.discard(request_id)
         del self._scopes[request_id]
+        self._begin_held()
         self._changed.set()
         await self._answers.flush()
         self._buffers.settle()
@@ -486,7 +538,7 @@ class Connection:
 
     def _cancellation(self, request_id: int) -> HsmuxError:
         if request_id in self._cancelled:
-            return Cancelled("cancelled by the caller")
+            return Cancelled(CANCELLED_TEXT)
         return DeadlineExceeded("the time for this request ran out")
 
     async def _do(
@@ -562,5 +614,7 @@ class Connection:
             await self._refuse(Unauthenticated("this client key is not accepted any more"))
 
     def _cancel_all(self) -> None:
+        while self._held:
+            self._release(next(iter(self._held)))
         for scope in self._scopes.values():
             scope.cancel()

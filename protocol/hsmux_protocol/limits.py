@@ -68,8 +68,8 @@ PIPELINE_MAX: Final = 1024
 """Requests a client may have unanswered on one connection: bounds what a peer must remember."""
 
 REQUESTS_IN_FLIGHT_MAX: Final = 64
-"""Requests of one connection that wait for something in the gateway: at this number it stops
-reading, so one connection cannot fill every queue.
+"""Requests of one connection that wait for something in the gateway: further ones wait for these,
+so one connection cannot fill every queue.
 """
 
 SECTION_OVERHEAD_SIZE: Final = 512

@@ -59,6 +59,50 @@ def test_a_cancelled_request_has_one_answer_and_no_effect(client: RawClient) -> 
         client.call("show_key", "alias/cancelled")
 
 
+def test_cancellations_are_read_while_everything_is_in_flight(client: RawClient) -> None:
+    quick_key(client, "alias/inline")
+    slow = [
+        client.request("create_key", *slow_key(f"alias/full-{number}"), budget_ms=60_000)
+        for number in range(REQUESTS_IN_FLIGHT_MAX)
+    ]
+    held = [
+        client.request("create_key", *slow_key(f"alias/held-{number}"), budget_ms=60_000)
+        for number in range(100)
+    ]
+    # What waits for nothing passes them.
+    inline = client.request("encrypt", "alias/inline", {}, b"x")
+    send(client, *(Cancel(number) for number in held))
+    answers = {frame.id: frame for frame in barrier(client, 1)}  # type: ignore[union-attr]
+    assert isinstance(answers[inline], Result)
+    for number in held:
+        answer = answers[number]
+        assert isinstance(answer, Error) and answer.number == errors.Cancelled.number
+        assert answer.reference
+    left = set(slow) - answers.keys()
+    send(client, *(Cancel(number) for number in left))
+    while left:
+        answer = client.receive()
+        assert isinstance(answer, Error) and answer.number == errors.Cancelled.number
+        left.remove(answer.id)
+    with pytest.raises(errors.NotFound):
+        client.call("show_key", "alias/held-0")
+
+
+def test_requests_that_fit_nowhere_are_left_unread_and_answered_in_the_end(
+    client: RawClient,
+) -> None:
+    quick_key(client, "alias/held-sign", "EC_P256")
+    message = bytes(8000)
+    numbers = {
+        client.request("sign", "alias/held-sign", "ECDSA_SHA_256", False, message)
+        for _ in range(300)
+    }
+    while numbers:
+        answer = client.receive()
+        assert isinstance(answer, Result)
+        numbers.remove(answer.id)
+
+
 def test_an_id_is_free_after_its_answer_and_its_cancellation_forgotten(client: RawClient) -> None:
     for _ in range(3):
         client._next_id = 4000
@@ -89,13 +133,14 @@ def test_time_that_runs_out_is_an_answer_and_no_effect(client: RawClient) -> Non
         client.call("show_key", "alias/late-key")
 
 
-def test_the_time_of_a_request_runs_while_it_waits_to_be_read(client: RawClient) -> None:
-    quick_key(client, "alias/waiting")
+def test_the_time_of_a_request_runs_while_it_waits_for_its_turn(client: RawClient) -> None:
+    quick_key(client, "alias/waiting", "EC_P256")
+    signing = ("sign", "alias/waiting", "ECDSA_SHA_256", False, b"x")
     for number in range(REQUESTS_IN_FLIGHT_MAX):
         client.request("create_key", *slow_key(f"alias/slow-{number}"), budget_ms=200)
-    # Nothing is read before one of these has its answer; the work itself would take no time.
-    late = client.request("encrypt", "alias/waiting", {}, b"x", budget_ms=1)
-    in_time = client.request("encrypt", "alias/waiting", {}, b"x")
+    # Neither is begun before one of these has its answer; the work itself would take no time.
+    late = client.request(*signing, budget_ms=1)
+    in_time = client.request(*signing)
     answers = {frame.id: frame for frame in barrier(client, 3) if not isinstance(frame, Pong)}  # type: ignore[union-attr]
     while len(answers) < REQUESTS_IN_FLIGHT_MAX + 2:
         frame = client.receive()
