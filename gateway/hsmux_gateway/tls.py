@@ -67,8 +67,10 @@ RECEIVE_SIZE: Final = 256 * 1024
 HANDSHAKE_RECEIVE_SIZE: Final = 16 * 1024
 """Bytes read at once from a peer that has not said who it is."""
 
-HANDSHAKE_SIZE_MAX: Final = 64 * 1024
-"""Bytes of a whole handshake: many times what a chain of certificates takes."""
+HANDSHAKE_SIZE_MAX: Final = 32 * 1024
+"""Bytes of a whole handshake, and of what came with its end: a stranger's chain of certificates
+costs about half a millisecond for each KiB before it is refused.
+"""
 
 RECORDS_MAX: Final = 128
 """Records given to OpenSSL at once: about 2 ms if each of them asks for a change of keys."""

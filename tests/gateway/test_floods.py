@@ -3,10 +3,12 @@
 import contextlib
 import itertools
 import json
+import random
 import re
 import resource
 import socket
 import ssl
+import struct
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,7 +21,7 @@ from hsmux_protocol import errors
 from hsmux_protocol.columns import pack_column
 from hsmux_protocol.envelope import SUITE_XAES_256_GCM, make_header
 from hsmux_protocol.fields import write_fields
-from hsmux_protocol.frames import Error, Ping, Pong, Request, Result
+from hsmux_protocol.frames import Cancel, Error, Ping, Pong, Request, Result
 from hsmux_protocol.operations import OPERATIONS
 from tests.gateway.certificates import stranger
 from tests.gateway.key_updates import update_keys
@@ -284,6 +286,39 @@ def test_peers_that_only_change_keys_are_closed_while_others_are_served(
     assert _metric(flooded, "hsmux_connections_wasteful_total") <= before + next(closed)
     if says_hello:
         assert '"reason": "too many records that carry nothing"' in flooded.log.read_text()
+
+
+def _talk_at_random(client: RawClient, choose: random.Random) -> None:
+    """Requests that wait or do not, cancellations, key updates, and a torn frame at the end."""
+    key: tuple[Any, ...] = ("RSA_4096", "SIGN_VERIFY", "software", None, None, "", {})
+    numbers = [1000]
+    for _ in range(choose.randrange(20, 200)):
+        kind = choose.randrange(5)
+        if kind == 0:
+            numbers.append(client.request("create_key", *key, budget_ms=choose.choice((1, 60_000))))
+        elif kind == 1:
+            numbers.append(client.request("encrypt", "alias/key", {}, bytes(100)))
+        elif kind == 2:
+            client.tls.sendall(client.protocol.send(Cancel(choose.choice(numbers))))
+        elif kind == 3:
+            client.tls.sendall(client.protocol.send(Ping(1)))
+        else:
+            update_keys(client.tls, asks=choose.random() < 0.5)
+    torn = client.protocol.send(Ping(2))
+    client.tls.sendall(torn[: choose.randrange(len(torn))])
+    if choose.random() < 0.5:
+        client.tls.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+@pytest.mark.parametrize("count", [pytest.param(20, id="few"), SLOW[1]])
+def test_peers_that_leave_in_the_middle_of_anything_leave_nothing_behind(
+    flooded: Running, first: ssl.SSLContext, count: int
+) -> None:
+    for number in range(count):
+        with connect(flooded.address, first) as client:
+            _talk_at_random(client, random.Random(number))
+    for name in ("hsmux_connections", "hsmux_calls_in_work", "hsmux_large_buffer_bytes"):
+        _until(lambda name=name: _metric(flooded, name) == 0)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("count", SLOW)
