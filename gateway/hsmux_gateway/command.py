@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import trio
 
 from .config import EXIT_CONFIGURATION, load_config
-from .config_files import check_named
+from .config_files import check_named, check_pin_file
 from .daemon import Addresses, log_to, run_init, run_serve
 from .dev import dev_gateway
 from .errors import OperatorError, first_of
@@ -132,11 +132,12 @@ def hsm_clear_pin(config: Path, token: str | None) -> str:
 
 
 def _token_of(config: Path, token: str | None) -> tuple[str, TokenSettings, Path]:
-    """The token an operator means: the named one, or the only one."""
+    """The token an operator means: the named one, or the only one; its PIN is nobody else's."""
     checked = load_config(config)
     name = token or (next(iter(checked.hsm)) if len(checked.hsm) == 1 else "")
     if name not in checked.hsm:
         known = ", ".join(sorted(checked.hsm)) or "none"
         raise OperatorError(f"name one of the configured tokens with --token: {known}", exit_code=2)
+    check_pin_file(name, checked.hsm[name])
     directory = Path(checked.instance_dir) / "hsm"
     return name, token_settings(name, checked.hsm[name]), directory

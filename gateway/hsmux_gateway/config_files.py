@@ -1,19 +1,21 @@
 """What a configuration names outside of itself: files, directories, a database.
 
 `hsmux check-config` looks at them without changing any, so that a mistake shows before a restart.
-The gateway finds the same when it starts; what it opens then may still have changed.
+The gateway finds the same when it starts; what it opens then may still have changed. Who else could
+read a secret or write into a directory is looked at by everybody who uses them (`check_guarded`):
+such a mistake does not show otherwise.
 """
 
 import os
-import stat
 from pathlib import Path
 
-from .config import Config
+from .config import Config, Hsm
 from .errors import OperatorError
+from .private_files import check_directory, check_secret
 from .store import StoreError, check_url
 from .tls import load_identity, new_server_context
 
-__all__ = ["check_named"]
+__all__ = ["check_guarded", "check_named", "check_pin_file"]
 
 
 def check_named(config: Config) -> None:
@@ -25,19 +27,47 @@ def check_named(config: Config) -> None:
     _check_instance(Path(config.instance_dir))
     for name, hsm in config.hsm.items():
         _check_file(f"hsm.{name}.module", hsm.module)
-        if hsm.pin_file:
-            _check_secret(f"hsm.{name}.pin_file", hsm.pin_file)
+    check_guarded(config)
     if config.root.file:
         _check_root_file(Path(config.root.file))
     if config.tls.certificate:
         _check_file("tls.certificate", config.tls.certificate)
-        _check_secret("tls.private_key", config.tls.private_key)
         certificate, private_key = Path(config.tls.certificate), Path(config.tls.private_key)
         load_identity(new_server_context(), certificate, private_key)
     if config.audit.directory:
-        _check_directory("audit.directory", Path(config.audit.directory))
+        _check_writable("audit.directory", Path(config.audit.directory))
     if config.store.url:
         _check_store(config.store.url)
+
+
+def check_guarded(config: Config) -> None:
+    """Check that nobody else reads the secrets or writes the records of a configuration.
+
+    Raises:
+        OperatorError: Somebody else can; names the setting, what it names and the remedy.
+    """
+    for name, hsm in config.hsm.items():
+        check_pin_file(name, hsm)
+    if config.root.file and os.path.lexists(config.root.file):
+        check_secret("configuration: root.file", Path(config.root.file))
+    if config.tls.private_key:
+        check_secret("configuration: tls.private_key", Path(config.tls.private_key))
+    if config.audit.directory:
+        check_directory("configuration: audit.directory", Path(config.audit.directory))
+
+
+def check_pin_file(name: str, hsm: Hsm) -> None:
+    """Check that nobody else reads a token's PIN; a credential is guarded by systemd.
+
+    Args:
+        name: The token's.
+        hsm: Its section.
+
+    Raises:
+        OperatorError: Somebody else can.
+    """
+    if hsm.pin_file:
+        check_secret(f"configuration: hsm.{name}.pin_file", Path(hsm.pin_file))
 
 
 def _fail(setting: str, text: str) -> OperatorError:
@@ -52,22 +82,12 @@ def _check_file(setting: str, path: str) -> None:
         raise _fail(setting, f"{path} cannot be read: {error.strerror}") from None
 
 
-def _check_secret(setting: str, path: str) -> None:
-    _check_file(setting, path)
-    if stat.S_IMODE(os.stat(path).st_mode) & 0o007:
-        raise _fail(setting, f"{path} is open to everybody: chmod 600 {path}")
-
-
 def _check_root_file(path: Path) -> None:
-    if path.exists():
-        _check_secret("root.file", str(path))
-    elif not os.access(path.parent, os.W_OK | os.X_OK):
+    if not path.exists() and not os.access(path.parent, os.W_OK | os.X_OK):
         raise _fail("root.file", f"{path} is not there and cannot be made in {path.parent}")
 
 
-def _check_directory(setting: str, path: Path) -> None:
-    if not path.is_dir():
-        raise _fail(setting, f"{path} is no directory: make it")
+def _check_writable(setting: str, path: Path) -> None:
     if not os.access(path, os.W_OK | os.X_OK):
         raise _fail(setting, f"{path} is not writable for this user")
 
@@ -75,7 +95,8 @@ def _check_directory(setting: str, path: Path) -> None:
 def _check_instance(path: Path) -> None:
     """The directory, or the nearest one that is there: `init` makes the rest."""
     if path.is_dir():
-        _check_directory("instance_dir", path)
+        check_directory("configuration: instance_dir", path)
+        _check_writable("instance_dir", path)
         return
     parent = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     if path.exists() or not parent.is_dir():

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 from hsmux.profiles import Profile, save_profile
 
@@ -26,6 +26,7 @@ from .errors import OperatorError
 from .foundation import Foundation
 from .initialise import initialise
 from .instance import write_file
+from .private_files import check_directory, open_log
 
 __all__ = ["PROFILE", "dev_gateway", "find_softhsm"]
 
@@ -54,10 +55,22 @@ def find_softhsm() -> str | None:
 def _state_directory(state: Path | None) -> Iterator[Path]:
     if state is not None:
         state.mkdir(mode=0o700, parents=True, exist_ok=True)
-        yield state.absolute()
+        # Without links, so that what is checked is what is used.
+        state = state.resolve()
+        check_directory("--state", state)
+        yield state
         return
     with tempfile.TemporaryDirectory(prefix="hsmux-dev-") as path:
         yield Path(path)
+
+
+def _open_own_log(path: Path) -> TextIO:
+    try:
+        return open(open_log(path), "a", buffering=1)
+    except OSError as error:
+        raise OperatorError(
+            f"{path} cannot be written: {error.strerror}; remove it, or name another --state"
+        ) from None
 
 
 def _make_token(state: Path, module: str) -> str:
@@ -148,7 +161,7 @@ def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitabl
     """
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(_state_directory(state))
-        log = stack.enter_context(open(directory / "gateway.log", "a", buffering=1))
+        log = stack.enter_context(_open_own_log(directory / "gateway.log"))
         sink = log_to(log.fileno())
         config = _make_config(directory, port)
         instance = Path(config.instance_dir)

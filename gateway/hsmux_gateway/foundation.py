@@ -22,6 +22,7 @@ import hsmux_native
 from hsmux_native import Arena
 
 from .config import Config, Hsm
+from .config_files import check_guarded
 from .errors import EXIT_AGAIN, EXIT_OPERATOR, OperatorError, first_of
 from .hsm.errors import PinRefused, TokenError
 from .hsm.settings import TokenSettings
@@ -147,6 +148,7 @@ async def open_foundation(config: Config, *, create: bool) -> AsyncIterator[Foun
         OperatorError, StoreError, TokenError: It cannot be opened; see `operator_border`.
     """
     _close_memory()
+    check_guarded(config)
     with Instance(Path(config.instance_dir)) as instance:
         arena = _make_arena(config)
         make = _create_store if create else Store.open

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from .errors import OperatorError
+from .private_files import check_directory
 
 __all__ = ["Instance", "sync_directory", "write_file"]
 
@@ -73,10 +74,11 @@ class Instance:
         """
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_private()
+            check_directory("instance_dir", self.path)
             for name in ("audit", "tls", "administrator", "hsm"):
                 (self.path / name).mkdir(mode=0o700, exist_ok=True)
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                check_directory("instance_dir", self.path / name)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             self._lock = os.open(self.path / "lock", flags, 0o600)
         except OSError as error:
             raise OperatorError(
@@ -95,14 +97,6 @@ class Instance:
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
         return self
-
-    def _check_private(self) -> None:
-        status = self.path.stat()
-        if status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise OperatorError(
-                f"instance_dir {self.path} must belong to this user and not be writable for "
-                "others: chown and chmod 700 it"
-            )
 
     def __exit__(
         self,

@@ -12,7 +12,6 @@ store belong together: a seal of another root, deployment or KEK does not open.
 """
 
 import os
-import stat
 import time
 from pathlib import Path
 from typing import Final, Protocol
@@ -25,6 +24,7 @@ from .errors import OperatorError
 from .hsm.errors import TokenError
 from .hsm.token import HsmKey, Token
 from .instance import write_file
+from .private_files import check_secret
 from .store.errors import InvalidSeal
 from .store.rows import KekRow, KekSealRow, RootRow, Row
 from .store.store import Bootstrap, Store
@@ -161,13 +161,8 @@ class HsmRoot:
 
 
 def _read_root_file(path: Path) -> bytes:
-    try:
-        status = path.stat()
-        data = path.read_bytes()
-    except OSError as error:
-        raise OperatorError(f"root.file {path} cannot be read: {error.strerror}") from None
-    if stat.S_IMODE(status.st_mode) & 0o077:
-        raise OperatorError(f"root.file {path} is readable for others: chmod 600 {path}")
+    check_secret("root.file", path)
+    data = path.read_bytes()
     if len(data) != ROOT_FILE_SIZE:
         raise OperatorError(f"root.file {path} must have {ROOT_FILE_SIZE} bytes, not {len(data)}")
     return data

@@ -212,10 +212,19 @@ def test_what_a_configuration_names_must_be_there(tmp_path: Path, name: str) -> 
 
 
 @pytest.mark.parametrize("name", ["pin", "root.key", "server.key"])
-def test_a_secret_that_everybody_can_read_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o640, 0o601])
+def test_a_secret_that_others_can_use_is_refused(tmp_path: Path, name: str, mode: int) -> None:
     path = _named(tmp_path)
-    (tmp_path / name).chmod(0o644)
-    with pytest.raises(OperatorError, match=f"chmod 600 .*{name}"):
+    (tmp_path / name).chmod(mode)
+    with pytest.raises(OperatorError, match=rf"\(mode {mode:04o}\): chmod 600 .*{name}"):
+        check_config(path)
+
+
+@pytest.mark.parametrize("name", ["audit", "instance"])
+def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, name: str) -> None:
+    path = _named(tmp_path)
+    (tmp_path / name).chmod(0o770)
+    with pytest.raises(OperatorError, match=rf"\(mode 0770\): chmod 700 .*{name}"):
         check_config(path)
 
 

@@ -30,6 +30,7 @@ from typing import Final
 import msgspec
 
 from ..log_sink import LogSink
+from ..private_files import open_log
 
 __all__ = ["Record", "RecordError", "Recorder"]
 
@@ -93,8 +94,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, *, log: LogSink | None = None) -> None:
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._file = os.open(path, flags, 0o600)
+        self._file = open_log(path)
         _close_line(self._file)
         self._log = log
         self._kept: list[Record] = []

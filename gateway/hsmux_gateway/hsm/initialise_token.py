@@ -16,6 +16,7 @@ from typing import Any, Final
 from hsmux_native import adapter_path
 
 from ..instance import write_file
+from ..private_files import check_secret
 from .errors import TokenError, TokenUnavailable
 from .settings import TokenSettings
 
@@ -43,6 +44,7 @@ def initialise_token(settings: TokenSettings) -> Path:
         raise TokenError(f"{settings.pin_path()} is not there: write the user PIN you want into it")
     if not officer.exists():
         write_file(officer, secrets.token_hex(16).encode())
+    check_secret("the security officer's PIN", officer)
     environment = {**os.environ, **settings.environment, "HSMUX_ADAPTER_MODULE": settings.module}
     if settings.parameters:
         environment["HSMUX_ADAPTER_PARAMETERS"] = settings.parameters

@@ -20,6 +20,7 @@ from hsmux_protocol.columns import pack_column, unpack_column
 from hsmux_protocol.keys import ALGORITHMS, KEY_SPECS
 
 from ..keys.signing import verify_with
+from ..private_files import check_directory
 from .errors import TokenError, TokenOutcomeUnknown
 from .pool import PoolToken, open_token
 from .quirks import QUIRKS
@@ -187,6 +188,8 @@ def _identity(facts: dict[str, Any]) -> dict[str, Any]:
 def _make_private(directory: Path) -> None:
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
+    for used in (directory.parent, directory):
+        check_directory("instance_dir", used)
 
 
 async def probe(settings: TokenSettings, directory: Path) -> dict[str, Any]:

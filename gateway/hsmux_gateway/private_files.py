@@ -1,0 +1,95 @@
+"""Files and directories that belong to the gateway's user alone: the one look at owners and modes.
+
+A file that holds a secret (PIN, root key, private key) is for nobody else, not even a group. A
+directory that the gateway writes into must not be writable for others: who can write there can put
+a link or another file where the gateway is about to write or read. Both belong to the user that
+asks; a secret may belong to root, who reads everything anyway.
+
+`check-config`, `init`, `serve`, `dev` and the verbs on tokens all ask here, so what one of them
+takes the others take too. A mode tells of access control lists as well: their widest right shows as
+that of the group.
+"""
+
+import os
+import shlex
+import stat
+from pathlib import Path
+from typing import Final
+
+from .errors import OperatorError
+
+__all__ = ["check_directory", "check_secret", "open_log"]
+
+SECRET_MASK: Final = 0o077
+"""Permission bits that a secret's file must not have: any right of anybody else."""
+
+WRITABLE_MASK: Final = 0o022
+"""Permission bits that a directory must not have: that others may write there."""
+
+
+def check_secret(what: str, path: Path) -> None:
+    """Refuse a secret's file that is not for this user alone.
+
+    Args:
+        what: What it is to an operator, such as "configuration: hsm.main.pin_file".
+        path: The file.
+
+    Raises:
+        OperatorError: It cannot be read, or somebody else can; says what to do.
+    """
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+    except OSError as error:
+        raise OperatorError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    quoted = shlex.quote(str(path))
+    if status.st_uid not in (os.geteuid(), 0):
+        raise OperatorError(f"{what}: {path} belongs to another user: chown {_me()} {quoted}")
+    if status.st_mode & SECRET_MASK:
+        raise OperatorError(
+            f"{what}: {path} is open to others (mode {_mode(status)}): chmod 600 {quoted}"
+        )
+
+
+def check_directory(what: str, path: Path) -> None:
+    """Refuse a directory that another user has or can write into.
+
+    Args:
+        what: What it is to an operator, such as "instance_dir".
+        path: The directory.
+
+    Raises:
+        OperatorError: It is not this user's alone, or is no directory; says what to do.
+    """
+    if not path.is_dir():
+        raise OperatorError(f"{what}: {path} is no directory: make it, with mode 0700")
+    status = path.stat()
+    quoted = shlex.quote(str(path))
+    if status.st_uid != os.geteuid():
+        raise OperatorError(
+            f"{what}: {path} must belong to this user and belongs to another: "
+            f"chown {_me()} {quoted}, or name another one"
+        )
+    if status.st_mode & WRITABLE_MASK:
+        raise OperatorError(
+            f"{what}: {path} is writable for others (mode {_mode(status)}): chmod 700 {quoted}"
+        )
+
+
+def open_log(path: Path) -> int:
+    """A descriptor that appends to a log; a new file is for this user alone, a link is refused.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, 0o600)
+
+
+def _mode(status: os.stat_result) -> str:
+    return f"{stat.S_IMODE(status.st_mode):04o}"
+
+
+def _me() -> int:
+    """This user, as chown takes it."""
+    return os.geteuid()
