@@ -47,7 +47,7 @@ from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
 
-__all__ = ["Effects", "presented"]
+__all__ = ["CONFLICTS", "Effects", "presented"]
 
 log = structlog.get_logger("hsmux.effects")
 
@@ -71,10 +71,22 @@ NOT_REPEATABLE: Final = b"\xc0"
 """What begins the memory of an answer that held a secret; the name of what was made follows."""
 
 
+CONFLICTS: Final = {
+    "access_points.name": "an access point has this name already; choose another one",
+    "client_keys.spki_sha256": "this public key belongs to a client key already; make a new pair",
+    "aliases.name": "a key has this alias already; choose another one",
+    "idempotency token": "this idempotency token was used with other arguments; use a new one",
+}
+"""What a caller did to hit a rule of the store, in the caller's words."""
+
+CHANGED_MEANWHILE: Final = "somebody else changed this meanwhile; look at it and ask again"
+
+
 def presented(error: StoreError) -> errors.HsmuxError:
     """What a caller sees of an error of the store."""
     if isinstance(error, Conflict):
-        return errors.Conflict(str(error))
+        log.info("a change conflicts", error=str(error))
+        return errors.Conflict(CONFLICTS.get(error.what, CHANGED_MEANWHILE))
     if isinstance(error, CommitUnknown):
         return errors.OutcomeUnknown("the change may or may not be stored; ask before repeating it")
     if isinstance(error, StoreBusy):

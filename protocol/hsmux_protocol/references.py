@@ -1,4 +1,9 @@
-"""How a key is named: `key-<base32>` or `alias/<name>`, either with `@version`.
+"""How things are named: a key `key-<base32>` or `alias/<name>`, either with `@version`; an access
+point by a name.
+
+Names are ASCII and of few characters. So two names that differ look different: nothing is
+invisible, changes the direction of writing, is composed in two ways or belongs to an alphabet whose
+letters look like those of another. Whatever else is to be said stands in a description.
 
 The base32 alphabet is RFC 4648 section 6 in lower case without padding; 16 bytes are 26
 characters, and the two unused bits of the last one are zero, so an identifier has one spelling.
@@ -7,14 +12,17 @@ characters, and the two unused bits of the last one are zero, so an identifier h
 import base64
 import re
 import string
+import unicodedata
 from typing import Final, NamedTuple
 
 from .limits import QUOTED_MAX, REFERENCE_SIZE_MAX
 
 __all__ = [
+    "ACCESS_POINT_PREFIX",
     "ALIAS_PREFIX",
     "KEY_PREFIX",
     "KeyReference",
+    "check_access_point_name",
     "check_alias",
     "format_identifier",
     "format_key_id",
@@ -24,6 +32,10 @@ __all__ = [
 
 KEY_PREFIX: Final = "key-"
 ALIAS_PREFIX: Final = "alias/"
+ACCESS_POINT_PREFIX: Final = "ap-"
+_NAME_BEGINNINGS: Final = frozenset(string.ascii_letters + string.digits)
+_NAME_CHARACTERS: Final = _NAME_BEGINNINGS | frozenset("-_. ")
+_NAME_RULE: Final = "a name begins with A-Z a-z 0-9 and goes on with these, - _ . and single spaces"
 _ALIAS: Final = re.compile(r"[A-Za-z0-9/_-]{1,128}", re.ASCII)
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _VERSION_MAX: Final = 2**32 - 1
@@ -83,6 +95,30 @@ def check_alias(name: str) -> str:
     if not name.startswith(ALIAS_PREFIX) or not _ALIAS.fullmatch(alias):
         raise ValueError(f"{_shown(name)} is not alias/<1 to 128 characters A-Z a-z 0-9 / _ ->")
     return alias
+
+
+def check_access_point_name(name: str) -> str:
+    """The name, which no identifier looks like and no other name can be taken for.
+
+    Raises:
+        ValueError: It does not begin with one of `A-Za-z0-9`, has others than these, `-_.` and
+            single spaces between them, or begins like an identifier; the text says what and where.
+    """
+    for position, character in enumerate(name, 1):
+        if character not in (_NAME_CHARACTERS if position > 1 else _NAME_BEGINNINGS):
+            raise ValueError(f"character {position} is {_described(character)}; {_NAME_RULE}")
+    if "" in name.split(" "):
+        raise ValueError(f"a space at an end, or two together; {_NAME_RULE}")
+    if name.startswith(ACCESS_POINT_PREFIX):
+        raise ValueError(f"what begins with {ACCESS_POINT_PREFIX} is an identifier")
+    return name
+
+
+def _described(character: str) -> str:
+    """A character for people who cannot see it, or take it for another."""
+    shown = f"U+{ord(character):04X}"
+    name = unicodedata.name(character, "")
+    return f"{shown} ({name})" if name else shown
 
 
 def parse_key_reference(text: str) -> KeyReference:

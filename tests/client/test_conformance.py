@@ -213,6 +213,10 @@ def test_an_access_point_cannot_be_named_like_another(client: Any) -> None:
     victim = client.create_access_point(new_name())
     with pytest.raises(hsmux.InvalidArgument, match="identifier"):
         client.create_access_point(victim.access_point_id)
+    with pytest.raises(hsmux.InvalidArgument, match=r"name: character 2 is U\+200B"):
+        client.create_access_point(victim.name[:1] + "\u200b" + victim.name[1:])
+    with pytest.raises(hsmux.Conflict, match="an access point has this name already"):
+        client.create_access_point(victim.name)
 
 
 def test_a_client_key_with_a_private_key_is_shown_once(client: Any) -> None:

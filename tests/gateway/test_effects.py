@@ -23,7 +23,9 @@ from hsmux_gateway.store import (
     StoreUnavailable,
     Transaction,
 )
+from hsmux_gateway.store import errors as store_errors
 from hsmux_gateway.store.memory import MemoryBackend, MemoryRows
+from hsmux_gateway.store.rows import TABLES
 from hsmux_gateway.store.transaction import IDEMPOTENCY_KEPT_MS
 from hsmux_gateway.store.writer import GROUP_SIZE_MAX, QUEUE_LENGTH_MAX
 from hsmux_protocol.errors import Busy, Conflict, OutcomeUnknown, Unavailable
@@ -31,6 +33,8 @@ from tests.gateway.parts import PRINCIPAL, Parts, make_call, running_parts
 from tests.gateway.store.sealer import AesSealer
 
 TOKEN = b"0123456789abcdef"
+CALLERS_TABLES = {"access_points", "client_keys", "aliases"}
+"""Tables whose names and keys callers choose."""
 
 
 class FaultyBackend(MemoryBackend):
@@ -73,6 +77,19 @@ def parts(backend: FaultyBackend) -> Parts:
 
 def _away() -> None:
     raise StoreUnavailable("away")
+
+
+def test_every_rule_that_callers_can_hit_has_words_for_them() -> None:
+    rules = {
+        f"{table.name}.{', '.join(columns)}"
+        for table in TABLES
+        for columns in (table.unique if table.key[0].endswith("_id") else (table.key,))
+    }
+    callers = {rule for rule in rules if rule.split(".")[0] in CALLERS_TABLES}
+    assert callers | {"idempotency token"} == set(effects.CONFLICTS)
+    for rule in rules:
+        text = effects.presented(store_errors.Conflict(rule, "is taken")).text
+        assert rule not in text and "." not in text
 
 
 def _broken() -> None:

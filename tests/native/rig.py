@@ -142,6 +142,7 @@ def make_softokn(directory: Path) -> Rig:
     """A new database of NSS softokn."""
     database, pin = directory / "nss", directory / "nss.pin"
     database.mkdir()
+    pin.touch(mode=0o600)
     pin.write_text(PIN + "\n")
     command = ["certutil", "-N", "-d", f"sql:{database}", "-f", str(pin)]
     subprocess.run(command, check=True, capture_output=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hsmux_protocol.limits import REFERENCE_SIZE_MAX
 from hsmux_protocol.references import (
     KeyReference,
+    check_access_point_name,
     check_alias,
     format_identifier,
     format_key_id,
@@ -83,3 +84,47 @@ def test_alias(name: str) -> None:
 def test_malformed_alias(name: str) -> None:
     with pytest.raises(ValueError):
         check_alias(name)
+
+
+@pytest.mark.parametrize("name", ["a", "billing", "Team 7", "gw-1.prod_eu", "0"])
+def test_names_of_access_points(name: str) -> None:
+    assert check_access_point_name(name) == name
+
+
+REFUSED_NAMES = {
+    "": "a space at an end",
+    "bill\N{ZERO WIDTH SPACE}ing": r"character 5 is U\+200B \(ZERO WIDTH SPACE\)",
+    "billing\N{RIGHT-TO-LEFT OVERRIDE}": r"character 8 is U\+202E \(RIGHT-TO-LEFT OVERRIDE\)",
+    "b\N{CYRILLIC SMALL LETTER I}lling": r"character 2 is U\+0438",
+    "\N{FULLWIDTH LATIN SMALL LETTER B}illing": r"character 1 is U\+FF42",
+    "cafe\N{COMBINING ACUTE ACCENT}": r"character 5 is U\+0301",
+    "caf\N{LATIN SMALL LETTER E WITH ACUTE}": r"character 4 is U\+00E9",
+    "a\N{NO-BREAK SPACE}b": r"character 2 is U\+00A0",
+    "a\N{HANGUL FILLER}b": r"character 2 is U\+3164",
+    "a\ue000b": r"character 2 is U\+E000;",
+    "a\U000e0041b": r"character 2 is U\+E0041",
+    "a\x7f": r"character 2 is U\+007F;",
+    "a\nb": r"character 2 is U\+000A;",
+    "a/b": r"character 2 is U\+002F \(SOLIDUS\)",
+    "-a": r"character 1 is U\+002D \(HYPHEN-MINUS\)",
+    " a": r"character 1 is U\+0020 \(SPACE\)",
+    "a ": "a space at an end",
+    "a  b": "two together",
+    "ap-x": "is an identifier",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_NAMES, ids=ascii)
+def test_names_that_could_be_taken_for_others(name: str) -> None:
+    with pytest.raises(ValueError, match=REFUSED_NAMES[name]) as refused:
+        check_access_point_name(name)
+    assert str(refused.value).isascii()
+
+
+@given(st.text(max_size=40))
+def test_a_name_is_ascii_and_seen(name: str) -> None:
+    try:
+        check_access_point_name(name)
+    except ValueError:
+        return
+    assert name.isascii() and name.isprintable() and name == " ".join(name.split())

@@ -3,7 +3,7 @@
 import datetime
 import os
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from cryptography import x509
@@ -16,7 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
 from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
-from hsmux_protocol.references import format_identifier, parse_identifier
+from hsmux_protocol.references import (
+    ACCESS_POINT_PREFIX,
+    check_access_point_name,
+    format_identifier,
+    parse_identifier,
+)
 
 from ..call import Call
 from ..catalog import Catalog
@@ -29,11 +34,7 @@ from ..store.transaction import Transaction
 from .authority import check_request, issue
 from .identities import spki_sha256
 
-__all__ = ["AdministrationService", "Authority", "client_key_row"]
-
-
-ACCESS_POINT_PREFIX: Final = "ap-"
-"""Begins the identifiers of access points in their text form."""
+__all__ = ["AdministrationService", "Authority", "client_key_row", "serial_text"]
 
 
 class Authority(Protocol):
@@ -51,13 +52,19 @@ def client_key_row(certificate: x509.Certificate, access_point_id: bytes) -> Cli
         client_key_id=os.urandom(16),
         access_point_id=access_point_id,
         spki_sha256=spki_sha256(certificate),
-        serial=f"{certificate.serial_number:x}",
+        serial=serial_text(certificate.serial_number),
         subject=certificate.subject.rfc4514_string(),
         not_before_ms=int(certificate.not_valid_before_utc.timestamp() * 1000),
         not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         state="Enabled",
         created_at_ms=time.time_ns() // 1_000_000,
     )
+
+
+def serial_text(serial: int) -> str:
+    """A certificate's serial number as other tools show it: hexadecimal, two digits a byte."""
+    digits = f"{serial:x}"
+    return digits.zfill(len(digits) + len(digits) % 2)
 
 
 def _access_point_record(row: AccessPointRow) -> AccessPointRecord:
@@ -86,10 +93,10 @@ class AdministrationService:
 
     async def create_access_point(self, call: Call, name: str, description: str) -> list[Any]:
         """A new, enabled access point."""
-        if not name.isprintable() or name.strip() != name:
-            raise InvalidArgument("name: printable characters, without blanks at either end")
-        if name.startswith(ACCESS_POINT_PREFIX):
-            raise InvalidArgument(f"name: what begins with {ACCESS_POINT_PREFIX} is an identifier")
+        try:
+            check_access_point_name(name)
+        except ValueError as error:
+            raise InvalidArgument(f"name: {error}") from None
         at_ms = time.time_ns() // 1_000_000
         row = AccessPointRow(os.urandom(16), name, description, "Enabled", at_ms)
 

@@ -27,6 +27,7 @@ def softhsm_settings(directory: Path) -> TokenSettings:
     tokens, conf = directory / "softhsm", directory / "softhsm2.conf"
     tokens.mkdir()
     conf.write_text(f"directories.tokendir = {tokens}\nlog.level = ERROR\n")
+    (directory / "pin").touch(mode=0o600)
     (directory / "pin").write_text(PIN + "\n")
     command = ["softhsm2-util", "--init-token", "--free", "--label", "test"]
     environment = {**os.environ, "SOFTHSM2_CONF": str(conf)}
@@ -49,6 +50,7 @@ def softokn_settings(directory: Path) -> TokenSettings:
     """A new NSS softokn database."""
     database = directory / "nss"
     database.mkdir()
+    (directory / "pin").touch(mode=0o600)
     (directory / "pin").write_text(PIN + "\n")
     subprocess.run(
         ["certutil", "-N", "-d", f"sql:{database}", "-f", str(directory / "pin")],
