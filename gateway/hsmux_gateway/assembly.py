@@ -40,7 +40,7 @@ from .log_sink import LogSink
 from .metrics import Metrics
 from .references import reference_source
 from .root import ArenaSealer
-from .status_service import StatusService
+from .status_service import StatusService, token_condition
 from .store import StoreWriter
 from .store.rows import CA_KEY
 from .tls import make_server_context
@@ -244,8 +244,8 @@ class Gateway:
             found.append("audit: cannot be written")
         for token in self.base.tokens.values():
             statistics = token.statistics()
-            if statistics.workers == 0 or statistics.breaker == "open":
-                found.append(f"token {statistics.name}: no worker")
+            if (condition := token_condition(statistics)) != "up":
+                found.append(f"token {statistics.name}: {condition}")
         return found
 
     def _show(self, listener: Listener, facts: ConnectionFacts) -> None:
@@ -290,7 +290,10 @@ def _kind_of_store(config: Config) -> str:
 
 
 def _token_families(statistics: list[TokenStatistics]) -> list[Metric]:
-    families: list[Metric] = []
+    up = GaugeMetricFamily("hsmux_token_up", "Token: 1 while it can be used.", labels=["token"])
+    for one in statistics:
+        up.add_metric([one.name], token_condition(one) == "up")
+    families: list[Metric] = [up]
     for name in _TOKEN_GAUGES:
         family = GaugeMetricFamily(f"hsmux_token_{name}", f"Token: {name}.", labels=["token"])
         for one in statistics:

@@ -10,12 +10,16 @@ from hsmux_protocol.records import TokenRecord
 
 from .call import Call
 from .catalog import Catalog
-from .hsm.token import Token
+from .hsm.token import Token, TokenStatistics
 
-__all__ = ["StatusService", "token_record"]
+__all__ = ["StatusService", "token_condition", "token_record"]
 
 WARNINGS_MAX: Final = 32
 """Warnings of one answer, the first of them; a log tells all."""
+
+
+CONDITIONS: Final = {"open": "down", "half-open": "recovering", "refused": "pin-refused"}
+"""What a token's breaker says, for people who do not think of circuits."""
 
 
 class StatusService:
@@ -62,12 +66,18 @@ class StatusService:
         ]
 
 
+def token_condition(statistics: TokenStatistics) -> str:
+    """Whether a token can be used: "up", "down", "recovering" or "pin-refused"."""
+    without_breaker = "up" if statistics.workers else "recovering"
+    return CONDITIONS.get(statistics.breaker, without_breaker)
+
+
 def token_record(token: Token) -> TokenRecord:
     """A token as answers show it."""
     statistics = token.statistics()
     return TokenRecord(
         statistics.name,
-        statistics.breaker,
+        token_condition(statistics),
         statistics.workers,
         statistics.busy,
         statistics.waiting,

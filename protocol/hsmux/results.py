@@ -199,7 +199,7 @@ class TokenStatus:
 
     Attributes:
         name: Its configured name.
-        state: What its breaker says.
+        state: "up", "down", "recovering" or "pin-refused".
         workers: Worker processes.
         busy: Workers at work.
         waiting: Requests that wait for a worker.

@@ -85,8 +85,8 @@ class TokenRecord(NamedTuple):
 
     Attributes:
         name: As configured.
-        state: Of its breaker: "closed" (works), "open" (away), "half-open" (coming back) or
-            "refused" (the token refused the PIN: an operator must act).
+        state: "up" (it can be used), "down" (away), "recovering" (coming back) or "pin-refused"
+            (the token refused the PIN: an operator must act).
         workers: Worker processes that are ready.
         busy: Of those, busy ones.
         waiting: Items in the queue.

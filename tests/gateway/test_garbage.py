@@ -82,7 +82,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield gateway
         with connect(gateway.address, context) as client:
             (token,) = client.call("show_status")[-1]
-            assert (token.restarts, token.workers, token.state) == (0, 2, "closed")
+            assert (token.restarts, token.workers, token.state) == (0, 2, "up")
         assert "Traceback" not in gateway.log.read_text()
 
 

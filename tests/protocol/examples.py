@@ -46,7 +46,7 @@ ACCESS_POINT_RECORD: Final = AccessPointRecord(KEY_ID, "ledger", "", "Enabled", 
 CLIENT_KEY_RECORD: Final = ClientKeyRecord(
     KEY_ID, "ledger", bytes(32), "0a1b2c", "Enabled", TIME_MS, TIME_MS + 1
 )
-TOKEN_RECORD: Final = TokenRecord("main", "open", 2, 1, 0, 0)
+TOKEN_RECORD: Final = TokenRecord("main", "down", 2, 1, 0, 0)
 
 
 class OperationExample(NamedTuple):

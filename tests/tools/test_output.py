@@ -92,7 +92,7 @@ def test_records_in_records(deployment: Deployment, run: Run) -> None:
     shown = json.loads(run("status", "-o", "json").stdout)
     assert shown["tokens"][0]["name"] == "main"
     result = run("status")
-    assert "name=main,state=closed,workers=2" in result.stdout
+    assert "name=main,state=up,workers=2" in result.stdout
     assert result.stderr == "hsmux: warning: one root only\n"
 
 

@@ -284,7 +284,7 @@ class ClientTwin:
 
     def status(self, *, timeout_s: float | None = None) -> Status:
         self._begin("status", timeout_s)
-        tokens = (TokenStatus("main", "closed", 2, 1, 0, 3),)
+        tokens = (TokenStatus("main", "up", 2, 1, 0, 3),)
         warnings = ("one root only",)
         return Status(
             "1.2.3", "00" * 16, 60, "openssl", "token main", "sqlite", 7, warnings, tokens

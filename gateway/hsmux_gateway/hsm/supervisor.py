@@ -31,7 +31,7 @@ from .requests import PageRequest, PoolRequest
 from .sessions import plan_sessions
 from .settings import TokenSettings
 from .token import TokenStatistics
-from .worker_process import WorkerProcess
+from .worker_process import WorkerProcess, end_in_words
 
 __all__ = ["Supervisor"]
 
@@ -230,7 +230,9 @@ class Supervisor:
                 code = await process.reap(START_TIMEOUT_S if is_in_login else END_PATIENCE_S)
             del self._processes[worker]
             self._worker_ended.set()
-        log.warning("a worker ended", token=self.name, worker=worker, pid=process.pid, code=code)
+        say = log.info if self._state.closed or code == 0 else log.warning
+        how = end_in_words(code)
+        say("a worker ended", token=self.name, worker=worker, pid=process.pid, how=how)
         running, item = process.last_progress
         self._perform(self._state.died(worker, time.monotonic(), running, item))
         self._start_failed("its worker ended before it was ready")

@@ -25,7 +25,7 @@ from .messages import MessageReader, encode_message
 from .progress import Progress
 from .settings import TokenSettings
 
-__all__ = ["WorkerProcess"]
+__all__ = ["WorkerProcess", "end_in_words"]
 
 RECEIVE_SIZE: Final = 1 << 18
 """Bytes asked of the socket at a time."""
@@ -150,6 +150,16 @@ class WorkerProcess:
         self.progress.close()
         self.page.close()
         return self._process.wait()
+
+
+def end_in_words(code: int) -> str:
+    """How a process ended, from what `reap` returned."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
 
 
 def _spawn(
