@@ -13,7 +13,7 @@ import pytest
 from hsmux_gateway.config import Config, parse_config
 from hsmux_gateway.connection import ANSWERS_SIZE_MAX
 from hsmux_protocol.envelope import SUITES
-from hsmux_tools.main import command
+from hsmux_tools.main import EPILOG, command
 from hsmux_tools.settings import Settings
 from tests.documents import DOCUMENTS
 from tests.documents.markdown import Block, anchors, blocks, commands, documents, links, loose_lines
@@ -152,6 +152,10 @@ def test_numbers_in_the_prose_of_the_protocol_are_those_of_the_code(name: str) -
     defaults = parse_config('instance_dir = "/x"\n[root]\nfile = "/x/key"\n', {})
     text = " ".join((ROOT / "protocol" / "PROTOCOL.md").read_text().split())
     assert PROTOCOL_FACTS[name].format(limits=defaults.limits) in text
+
+
+def test_the_readme_has_the_exit_codes_of_the_help() -> None:
+    assert EPILOG in " ".join((ROOT / "README.md").read_text().split())
 
 
 BASES = (ROOT, ROOT / "gateway" / "hsmux_gateway", ROOT / "protocol", ROOT / "tools")

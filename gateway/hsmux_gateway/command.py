@@ -11,18 +11,19 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from .config import EXIT_CONFIGURATION, load_config
+from .config import EXIT_CONFIGURATION, Server, load_config
 from .config_files import check_named, check_pin_file
 from .daemon import Addresses, log_to, run_init, run_serve
 from .dev import dev_gateway
 from .errors import OperatorError, first_of
-from .foundation import token_settings
+from .foundation import token_failure, token_settings
 from .hsm.errors import TokenError
 from .hsm.settings import TokenSettings
-from .initialise import Initialised
+from .initialise import Initialised, administrator_files
 from .instance import Instance
 
 __all__ = [
+    "administrator",
     "check_config",
     "dev",
     "hsm_clear_pin",
@@ -60,6 +61,12 @@ def init(config: Path) -> Initialised:
     """
     log_to(STDERR, level="warning")
     return _run(run_init, load_config(config))
+
+
+def administrator(config: Path) -> tuple[Server, Path]:
+    """Where the gateway will listen, and where `init` puts the administrator's certificate."""
+    checked = load_config(config)
+    return checked.server, administrator_files(Instance(Path(checked.instance_dir))).certificate
 
 
 def serve(config: Path) -> None:
@@ -105,7 +112,8 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     try:
         found = _run(probe, settings, instance)
     except* TokenError as group:
-        raise OperatorError(f"token {name}: {first_of(group)}") from None
+        failure = token_failure(f"token {name}", first_of(group))
+        raise failure from None
     return {"token": name, **found}
 
 
@@ -117,7 +125,7 @@ def hsm_init_token(config: Path, token: str | None) -> str:
     try:
         officer = initialise_token(settings)
     except TokenError as error:
-        raise OperatorError(f"token {name}: {error}") from None
+        raise token_failure(f"token {name}", error) from None
     return f"token {name} is initialised; the security officer's PIN is in {officer}: keep it safe"
 
 

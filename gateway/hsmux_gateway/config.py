@@ -354,9 +354,26 @@ def _check_rules(config: Config) -> None:
     for server_name in config.server.names:
         if not _is_server_name(server_name):
             raise _fail("server.names", f"{server_name!r} is neither a DNS name nor an IP address")
-    for path, address in _addresses(config):
-        split_address(address, path)
+    _check_addresses(config)
     _check_store_url(config.store.url)
+
+
+def _check_addresses(config: Config) -> None:
+    """Each is an address, and no two ask for the same port of one host or of all hosts."""
+    taken: dict[tuple[str, int], str] = {}
+    for path, address in _addresses(config):
+        host, port = split_address(address, path)
+        every = "::" if ":" in host else "0.0.0.0"
+        for (other, used), where in taken.items():
+            is_same_family = (":" in other) == (":" in host)
+            if (
+                port
+                and used == port
+                and is_same_family
+                and (other == host or every in (other, host))
+            ):
+                raise _fail(path, f"{address} is what {where} listens on; choose another port")
+        taken[host, port] = path
 
 
 def _addresses(config: Config) -> Iterator[tuple[str, str]]:

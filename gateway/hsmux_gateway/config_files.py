@@ -8,6 +8,7 @@ such a mistake does not show otherwise.
 
 import os
 from pathlib import Path
+from typing import Final
 
 from .config import Config, Hsm
 from .errors import OperatorError
@@ -16,6 +17,9 @@ from .store import StoreError, check_url
 from .tls import load_identity, new_server_context
 
 __all__ = ["check_guarded", "check_named", "check_pin_file"]
+
+SOFTHSM_VARIABLE: Final = "SOFTHSM2_CONF"
+"""Names SoftHSM's configuration; without the file it has no token and says nothing of why."""
 
 
 def check_named(config: Config) -> None:
@@ -27,6 +31,9 @@ def check_named(config: Config) -> None:
     _check_instance(Path(config.instance_dir))
     for name, hsm in config.hsm.items():
         _check_file(f"hsm.{name}.module", hsm.module)
+        if SOFTHSM_VARIABLE in hsm.environment:
+            path = hsm.environment[SOFTHSM_VARIABLE]
+            _check_file(f"hsm.{name}.environment.{SOFTHSM_VARIABLE}", path)
     check_guarded(config)
     if config.root.file:
         _check_root_file(Path(config.root.file))
@@ -109,4 +116,4 @@ def _check_store(url: str) -> None:
     try:
         check_url(url)
     except StoreError as error:
-        raise _fail("store.url", str(error)) from None
+        raise _fail("store.url", str(error).removeprefix("store.url").lstrip(": ")) from None

@@ -1,4 +1,7 @@
-"""Errors an operator sees: one line that names the place and the remedy, and an exit code."""
+"""Errors an operator sees: one line that names the place and the remedy, and an exit code.
+
+The codes are those of the `hsmux` command; `docs/exit-codes.md` lists them all.
+"""
 
 from typing import Final, TypeVar
 
@@ -6,8 +9,8 @@ __all__ = ["EXIT_AGAIN", "EXIT_OPERATOR", "OperatorError", "first_of"]
 
 E = TypeVar("E", bound=BaseException)
 
-EXIT_AGAIN: Final = 1
-"""Exit code: something was away or broke; starting again may help."""
+EXIT_AGAIN: Final = 5
+"""Exit code: something is away or broke; starting again may help."""
 
 EXIT_OPERATOR: Final = 8
 """Exit code: an operator must act, and starting again changes nothing."""

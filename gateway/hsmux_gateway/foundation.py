@@ -24,16 +24,32 @@ from hsmux_native import Arena
 from .config import Config, Hsm
 from .config_files import check_guarded
 from .errors import EXIT_AGAIN, EXIT_OPERATOR, OperatorError, first_of
-from .hsm.errors import PinRefused, TokenError
+from .hsm.errors import (
+    PinRefused,
+    TokenBusy,
+    TokenDeadlineExceeded,
+    TokenError,
+    TokenOutcomeUnknown,
+    TokenUnavailable,
+)
 from .hsm.settings import TokenSettings
 from .hsm.token import Token
 from .instance import Instance
 from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreUnavailable
 
-__all__ = ["Foundation", "open_foundation", "operator_border", "store_url", "token_settings"]
-
+__all__ = [
+    "Foundation",
+    "open_foundation",
+    "operator_border",
+    "store_url",
+    "token_failure",
+    "token_settings",
+]
 
 PR_SET_DUMPABLE: Final = 4
+
+_TOKEN_AWAY: Final = (TokenUnavailable, TokenBusy, TokenDeadlineExceeded, TokenOutcomeUnknown)
+"""Errors of a token that may be over when somebody tries again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +107,17 @@ def _make_arena(config: Config) -> Arena:
         raise OperatorError(f"the C module cannot be used: {error}") from None
 
 
+def token_failure(what: str, error: TokenError) -> OperatorError:
+    """What an operator sees of a token's error: whether to try again or to act is in its type.
+
+    Args:
+        what: Which token, and what failed.
+        error: Why.
+    """
+    is_away = isinstance(error, _TOKEN_AWAY)
+    return OperatorError(f"{what}: {error}", exit_code=EXIT_AGAIN if is_away else EXIT_OPERATOR)
+
+
 @contextmanager
 def operator_border() -> Iterator[None]:
     """Turn the errors of store, tokens and start-up work into one OperatorError.
@@ -108,7 +135,7 @@ def operator_border() -> Iterator[None]:
         exit_code = EXIT_AGAIN if is_away else EXIT_OPERATOR
         failure = failure or OperatorError(f"store: {error}", exit_code=exit_code)
     except* TokenError as group:
-        failure = failure or OperatorError(f"token: {first_of(group)}", exit_code=EXIT_AGAIN)
+        failure = failure or token_failure("token", first_of(group))
     if failure is not None:
         raise failure
 
@@ -131,12 +158,10 @@ async def _open_tokens(
                 opened = open_token(settings, arena, instance.hsm)
                 tokens[name] = await stack.enter_async_context(opened)
             except PinRefused as error:
-                raise OperatorError(f"token {name}: {error}") from None
+                raise token_failure(f"token {name}", error) from None
             except TokenError as error:
-                raise OperatorError(
-                    f"token {name} cannot be opened: {error}; see `hsmux hsm probe`",
-                    exit_code=EXIT_AGAIN,
-                ) from None
+                what = f"token {name} cannot be opened (`hsmux hsm probe` tells more)"
+                raise token_failure(what, error) from None
         yield tokens
 
 

@@ -18,7 +18,7 @@ steps and finds all done but its own certificate.
 import datetime
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -54,7 +54,15 @@ from .store.rows import (
 from .store.store import Store
 from .store.transaction import Reader, Transaction
 
-__all__ = ["ADMINISTRATOR", "RENEWAL", "Initialised", "find_root", "initialise", "unlock"]
+__all__ = [
+    "ADMINISTRATOR",
+    "RENEWAL",
+    "Initialised",
+    "administrator_files",
+    "find_root",
+    "initialise",
+    "unlock",
+]
 
 log = structlog.get_logger("hsmux.initialise")
 
@@ -81,11 +89,13 @@ class Initialised:
         certificate: PEM file of the first administrator's client certificate.
         private_key: PEM file of its private key.
         ca: PEM file of the deployment's CA.
+        made: What was not there before, in people's words.
     """
 
     certificate: Path
     private_key: Path
     ca: Path
+    made: tuple[str, ...] = ()
 
 
 async def _write(store: Store, rows: list[Row]) -> None:
@@ -234,13 +244,13 @@ async def _keep_own(store: Store, row: GatewayKeyRow, intent: IntentRow | None) 
     return await trio.to_thread.run_sync(store.write, work)
 
 
-async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: Store) -> None:
-    """Step 4; a root file's deployment has no token that could wrap.
+async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: Store) -> bool:
+    """Step 4; whether one was made. A root file's deployment has no token that could wrap.
 
     A token that cannot wrap as it must serves all the same, without keys that live outside it.
     """
     if not config.root.token or await _find_own(store, WRAPPING_KEY) is not None:
-        return
+        return False
     token = tokens[config.root.token]
     try:
         made, intent = await _make_in_token(
@@ -250,7 +260,7 @@ async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: St
         if not isinstance(error.__cause__, Unsupported):
             raise
         log.warning("no wrapping key", token=token.name, error=str(error.__cause__))
-        return
+        return False
     row = GatewayKeyRow(
         name=WRAPPING_KEY,
         spec=made.spec,
@@ -264,15 +274,16 @@ async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: St
         created_at_ms=_now_ms(),
     )
     await _keep_own(store, row, intent)
+    return True
 
 
 async def _make_ca(
     config: Config, arena: Arena, sealer: ArenaSealer, tokens: dict[str, Token], store: Store
-) -> GatewayKeyRow:
-    """Step 5."""
+) -> tuple[GatewayKeyRow, bool]:
+    """Step 5; the CA, and whether it was made."""
     found = await _find_own(store, CA_KEY)
     if found is not None:
-        return found
+        return found, False
     now = datetime.datetime.now(datetime.UTC)
     token_name, cka_id, material, intent = "", b"", b"", None
     if config.root.token:
@@ -298,7 +309,7 @@ async def _make_ca(
         state="active",
         created_at_ms=_now_ms(),
     )
-    return await _keep_own(store, row, intent)
+    return await _keep_own(store, row, intent), True
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -329,11 +340,13 @@ def _issue_to(
 
 async def _make_server_certificate(
     config: Config, instance: Instance, authority: DeploymentAuthority
-) -> None:
-    """Step 6; the private key comes first, so a certificate is never there without it."""
+) -> bool:
+    """Step 6; whether one was made. The private key comes first, so a certificate is never there
+    without it.
+    """
     names = server_names(config.server.names)
     if _serves(instance, authority.certificate, names):
-        return
+        return False
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = await trio.to_thread.run_sync(
         _issue_to, authority, key, config.server.names[0], SERVER_VALIDITY, names
@@ -343,6 +356,7 @@ async def _make_server_certificate(
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(instance.server_certificate, pem + ca_pem, mode=0o644)
+    return True
 
 
 def _serves(instance: Instance, ca: x509.Certificate, names: x509.SubjectAlternativeName) -> bool:
@@ -371,17 +385,24 @@ def _load_pair(certificate: Path, private_key: Path) -> x509.Certificate | None:
     return loaded
 
 
-async def _make_administrator(
-    instance: Instance, authority: DeploymentAuthority, store: Store
-) -> Initialised:
-    """Step 7; the files come first, so a client key that is accepted is never without them."""
+def administrator_files(instance: Instance) -> Initialised:
+    """Where the first administrator's client key is, or will be."""
     directory = instance.administrator
-    paths = Initialised(
+    return Initialised(
         directory / "administrator.pem", directory / "administrator.key", directory / "ca.pem"
     )
+
+
+async def _make_administrator(
+    instance: Instance, authority: DeploymentAuthority, store: Store
+) -> bool:
+    """Step 7; whether a client key was made. The files come first, so a client key that is
+    accepted is never without them.
+    """
+    paths = administrator_files(instance)
     found, accepted = await trio.to_thread.run_sync(store.read, _read_administrator)
     if _is_accepted(paths, accepted):
-        return paths
+        return False
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = await trio.to_thread.run_sync(
         _issue_to, authority, key, ADMINISTRATOR, ADMINISTRATOR_VALIDITY, None
@@ -396,8 +417,9 @@ async def _make_administrator(
         await _write(store, [row, client_key_row(certificate, row.access_point_id)])
     else:
         await _write(store, [client_key_row(certificate, found.access_point_id)])
-        log.warning("the administrator has another client key now", directory=str(directory))
-    return paths
+        directory = str(instance.administrator)
+        log.warning("the administrator has another client key now", directory=directory)
+    return True
 
 
 def _read_administrator(reader: Reader) -> tuple[AccessPointRow | None, list[bytes]]:
@@ -426,17 +448,25 @@ async def initialise(
         tokens: Open tokens by name.
         store: Created; bare or sealed.
 
+    Returns:
+        Where the administrator's client key is, and what was made.
+
     Raises:
         OperatorError: A step cannot be done; the text says what to do, and running it again goes
             on where it stopped.
     """
     bootstrap = await trio.to_thread.run_sync(store.bootstrap)
-    if bootstrap.bare:
-        sealer = await _seal_store(config, arena, tokens, store)
-    else:
-        sealer = await unlock(config, arena, tokens, store)
-    await _make_wrapping_key(config, tokens, store)
-    row = await _make_ca(config, arena, sealer, tokens, store)
+    make_root = _seal_store if bootstrap.bare else unlock
+    sealer = await make_root(config, arena, tokens, store)
+    has_wrapping_key = await _make_wrapping_key(config, tokens, store)
+    row, has_ca = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
-    await _make_server_certificate(config, instance, authority)
-    return await _make_administrator(instance, authority, store)
+    made = {
+        "the root key": bootstrap.bare,
+        "the wrapping key": has_wrapping_key,
+        "the CA": has_ca,
+        "the gateway's certificate": await _make_server_certificate(config, instance, authority),
+        "the administrator's client key": await _make_administrator(instance, authority, store),
+    }
+    done = tuple(name for name, is_new in made.items() if is_new)
+    return replace(administrator_files(instance), made=done)

@@ -30,6 +30,7 @@ from hsmux_protocol.errors import InvalidArgument, NotFound
 
 __all__ = [
     "Profile",
+    "check_profile_name",
     "default_profile",
     "list_profiles",
     "load_profile",
@@ -110,6 +111,16 @@ def default_profile() -> str | None:
     return _read()[0]
 
 
+def check_profile_name(name: str) -> None:
+    """Refuse what cannot be the name of a profile.
+
+    Raises:
+        InvalidArgument: It is not 1 to 64 characters of `A-Za-z0-9_-`.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(f"profile {name!r}: a name is 1 to 64 characters A-Z a-z 0-9 _ -")
+
+
 def save_profile(name: str, profile: Profile, default: bool = False) -> None:
     """Save a profile under a name, replacing one of that name; relative paths become absolute.
 
@@ -122,8 +133,7 @@ def save_profile(name: str, profile: Profile, default: bool = False) -> None:
         InvalidArgument: The name or the profile is malformed, or the file cannot be read or
             written.
     """
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(f"profile {name!r}: a name is 1 to 64 characters A-Z a-z 0-9 _ -")
+    check_profile_name(name)
     _check(name, profile)
     previous, profiles = _read()
     paths = {path: _absolute(getattr(profile, path)) for path in _PATHS}

@@ -12,6 +12,7 @@ What stands between them is made from the tables of the code; everything else is
 from typing import Final
 
 from .configuration_tables import CONFIGURATION_SECTIONS
+from .exit_code_tables import EXIT_CODE_SECTIONS
 from .protocol_tables import PROTOCOL_SECTIONS
 from .sections import Section
 
@@ -20,5 +21,6 @@ __all__ = ["DOCUMENTS"]
 DOCUMENTS: Final[dict[str, dict[str, Section]]] = {
     "protocol/PROTOCOL.md": PROTOCOL_SECTIONS,
     "docs/configuration.md": CONFIGURATION_SECTIONS,
+    "docs/exit-codes.md": EXIT_CODE_SECTIONS,
 }
 """Documents with generated sections, by their path from the root."""

@@ -87,6 +87,18 @@ REFUSED = {
         GOOD + "[limits]\nlarge_buffer_bytes_max = 1048576\n",
         r"limits\.large_buffer_bytes_max: expected `int` >= 16777216",
     ),
+    "a port twice": (
+        GOOD + '[server]\nlisten = ["127.0.0.1:1", "127.0.0.1:1"]\n',
+        r"server\.listen\[1\]: 127\.0\.0\.1:1 is what server\.listen\[0\] listens on",
+    ),
+    "a port for applications and health": (
+        GOOD + '[server]\nlisten = ["0.0.0.0:7412"]\n',
+        r"health\.listen: 127\.0\.0\.1:7412 is what server\.listen\[0\] listens on",
+    ),
+    "a port of every host": (
+        GOOD + '[server]\nlisten = ["[::1]:1"]\n[health]\nlisten = "[::]:1"\n',
+        r"health\.listen: \[::\]:1 is what",
+    ),
     "nested too deep": ("a = " + "[" * 5000, "not TOML"),
 }
 
@@ -95,6 +107,12 @@ def test_a_good_file_is_taken() -> None:
     config = parse_config(GOOD, {})
     assert config.root.file == "/etc/hsmux/root.key"
     assert config.store.stale_s == 30.0
+
+
+@pytest.mark.parametrize("other", ["127.0.0.2:1", "[::1]:1", "127.0.0.1:2"])
+def test_addresses_that_do_not_clash_are_taken(other: str) -> None:
+    parse_config(GOOD + f'[server]\nlisten = ["127.0.0.1:1", "{other}"]\n', {})
+    parse_config(GOOD + '[server]\nlisten = ["127.0.0.1:0", "127.0.0.1:0"]\n', {})
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -168,10 +186,11 @@ def _named(tmp_path: Path, **files: str) -> Path:
         "audit": f"{tmp_path}/audit",
         "module": f"{tmp_path}/module.so",
         "pin": f"{tmp_path}/pin",
+        "softhsm": f"{tmp_path}/softhsm2.conf",
         "url": f"sqlite:///{tmp_path}/instance/store.db",
         **files,
     }
-    for name in ("module.so", "pin", "root.key"):
+    for name in ("module.so", "pin", "root.key", "softhsm2.conf"):
         (tmp_path / name).touch(mode=0o600)
     path = tmp_path / "hsmux.toml"
     path.write_text(
@@ -179,7 +198,7 @@ def _named(tmp_path: Path, **files: str) -> Path:
         f'[tls]\ncertificate = "{named["certificate"]}"\nprivate_key = "{named["private_key"]}"\n'
         f'[audit]\ndirectory = "{named["audit"]}"\n[store]\nurl = "{named["url"]}"\n'
         f'[hsm.main]\nmodule = "{named["module"]}"\ntoken_label = "t"\n'
-        f'pin_file = "{named["pin"]}"\n'
+        f'pin_file = "{named["pin"]}"\nenvironment = {{ SOFTHSM2_CONF = "{named["softhsm"]}" }}\n'
     )
     return path
 
@@ -199,7 +218,8 @@ MISSING = {
     "audit": ("/nowhere", r"audit\.directory: /nowhere is no directory: make it"),
     "module": ("/nowhere.so", r"hsm\.main\.module: /nowhere.so cannot be read"),
     "pin": ("/nowhere", r"hsm\.main\.pin_file: /nowhere cannot be read"),
-    "url": ("sqlite:///relative.db", r"store\.url: .*absolute path"),
+    "softhsm": ("/nowhere", r"hsm\.main\.environment\.SOFTHSM2_CONF: /nowhere cannot be read"),
+    "url": ("sqlite:///relative.db", r"^configuration: store\.url: SQLite needs an absolute path"),
 }
 
 

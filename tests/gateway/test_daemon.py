@@ -78,9 +78,9 @@ def test_an_address_in_use_is_one_line_for_the_operator(tmp_path: Path) -> None:
 
 
 FAILURES = {
-    "store away": (StoreUnavailable("away"), "store: away", 1),
+    "store away": (StoreUnavailable("away"), "store: away", 5),
     "store changed": (SealBroken("keys", (b"k",)), "store: the row", 8),
-    "token away": (TokenUnavailable("no worker"), "token: no worker", 1),
+    "token away": (TokenUnavailable("no worker"), "token: no worker", 5),
     "operator": (OperatorError("do this", exit_code=2), "do this", 2),
 }
 

@@ -108,3 +108,13 @@ def test_records_follow_no_link(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         Recorder(tmp_path / "requests.jsonl")
     assert not (tmp_path / "victim").exists()
+
+
+def test_a_module_that_does_not_start_is_told_in_words(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    right = f'"{tmp_path}/softhsm2.conf"'
+    config.write_text(config.read_text().replace(right, f'"{tmp_path}/none"'))
+    with pytest.raises(OperatorError) as refused:
+        command.hsm_init_token(config, None)
+    assert "the module answered 'general error'; check" in refused.value.text
+    assert "SOFTHSM2_CONF" in refused.value.text

@@ -7,14 +7,24 @@ from collections.abc import Callable
 
 import pytest
 
+from hsmux_gateway import errors
+from hsmux_gateway.config import EXIT_CONFIGURATION
 from hsmux_gateway.errors import OperatorError
 from hsmux_protocol.errors import ERRORS, Busy, HsmuxError
-from hsmux_tools.failure import visible
+from hsmux_tools.failure import (
+    EXIT_CODES,
+    EXIT_CONFLICT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OPERATOR,
+    EXIT_USAGE,
+    visible,
+)
 
 from .conftest import Run
 from .twin import Deployment
 
-EXIT_CODES = {
+FAMILIES = {
     **{"argument": 2, "not-found": 3, "denied": 4, "unauthenticated": 4, "busy": 5, "deadline": 5},
     **{"unavailable": 5, "conflict": 6, "state": 6, "integrity": 7, "protocol": 1},
     **{"outcome-unknown": 1, "internal": 1},
@@ -28,9 +38,22 @@ def test_a_typed_error_is_one_line_and_its_exit_code(
 ) -> None:
     deployment.failure = error_type("what it is (do this)", reference="req-7")
     result = run("key", "list")
-    assert result.exit_code == EXIT_CODES[error_type.family]
+    assert result.exit_code == FAMILIES[error_type.family]
     assert result.stdout == ""
     assert result.stderr == "hsmux: what it is (do this) (reference req-7)\n"
+
+
+def test_every_exit_code_is_in_the_one_table(run: Run) -> None:
+    named = {
+        *(error_type.exit_code for error_type in ERRORS),
+        *(value for name, value in vars(errors).items() if name.startswith("EXIT_")),
+        EXIT_CONFIGURATION,
+        *(EXIT_FAILED, EXIT_USAGE, EXIT_CONFLICT, EXIT_OPERATOR, EXIT_INTERRUPTED),
+    }
+    shown = " ".join(run("--help").stdout.split())
+    for number, code in EXIT_CODES.items():
+        assert f"{number} {code.short}" in shown
+    assert {0, *named} == EXIT_CODES.keys()
 
 
 def test_an_error_in_connecting_is_told_alike(
@@ -149,7 +172,7 @@ def test_without_the_gateway_its_verbs_say_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "hsmux_gateway", None)
     result = run(*words)
-    assert result.exit_code == 1
+    assert result.exit_code == 8
     assert result.stderr.startswith("hsmux: ") and "pip install hsmux-gateway" in result.stderr
 
 

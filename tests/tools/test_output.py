@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 import yaml
 
 from hsmux.profiles import Profile, save_profile
-from hsmux_tools.output import record_of, write_file
+from hsmux_tools.output import record_of, show_list, show_record, write_file
+from hsmux_tools.settings import Settings
 
 from .conftest import Run
 from .twin import Deployment
@@ -62,9 +64,13 @@ def test_yaml_names_what_it_needs(key_id: str, run: Run, monkeypatch: pytest.Mon
 
 
 def test_a_table_in_a_pipe_is_tab_separated_lines(key_id: str, run: Run) -> None:
-    header, line = run("key", "show", key_id).stdout.splitlines()
-    assert tuple(header.split("\t")) == KEY_FIELDS
-    cells = dict(zip(KEY_FIELDS, line.split("\t"), strict=True))
+    header, line = run("key", "list").stdout.splitlines()
+    assert dict(zip(header.split("\t"), line.split("\t"), strict=True))["key_id"] == key_id
+
+
+def test_a_record_in_a_pipe_is_a_line_a_field(key_id: str, run: Run) -> None:
+    cells = dict(line.split("\t") for line in run("key", "show", key_id).stdout.splitlines())
+    assert tuple(cells) == KEY_FIELDS
     assert cells["tags"] == "team=build"
     assert cells["description"] == "tab\\t, line\\n, escape \\x1b[1m, ä"
 
@@ -124,12 +130,35 @@ def test_a_terminal_shows_a_table_that_cuts_nothing(
     assert folded.count("long") == 3 * 40
 
 
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+def test_an_identifier_on_a_terminal_is_never_broken(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("hsmux_tools.output.is_terminal", lambda: True)
+    key_id, digest = "key-" + "a" * 26, "0" * 64
+    record = {
+        "key_id": key_id,
+        "aliases": ["alias/first", "alias/" + "s" * 40],
+        "description": "some words that may stand below each other",
+        "created_at": "2026-01-02T03:04:05Z",
+        "spki_sha256": digest,
+    }
+    show_list([record, record], list(record), Settings())
+    shown = capsys.readouterr().out
+    assert shown.count(key_id) == shown.count(digest) == shown.count("2026-01-02T03:04:05Z") == 2
+    show_record(record, Settings())
+    shown = capsys.readouterr().out
+    assert key_id in shown and digest in shown
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("encrypt", "alias/a", "input"),
         ("sign", "alias/a", "input", "--algorithm", "ECDSA_SHA_256"),
         ("random", "16"),
+        ("key", "public", "alias/a", "--der"),
     ],
     ids=lambda words: words[0],
 )
@@ -141,6 +170,9 @@ def test_binary_is_not_written_onto_a_terminal(
     # No profile is there: it is refused before anything is asked of a gateway.
     assert code == 2
     assert "--base64" in shown and "--out FILE" in shown
+    assert ("--hex" in shown) == (words[0] == "random")
+    help_of = " ".join(on_terminal(*words[: 2 if words[0] == "key" else 1], "--help")[1].split())
+    assert all(option in help_of for option in re.findall(r"--[a-z0-9]+", shown))
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(

@@ -8,6 +8,7 @@ import sys
 import click
 import pytest
 
+from hsmux.profiles import Profile, profiles_path, save_profile
 from hsmux_protocol.operations import OPERATIONS
 from hsmux_tools.main import command
 from hsmux_tools.settings import Settings, Verb
@@ -109,6 +110,30 @@ def test_help_imports_no_verb_and_nothing_heavy() -> None:
     ],
 )
 def test_completion_offers(typed: tuple[str, ...], offered: set[str]) -> None:
+    assert completions(typed) == offered
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("hsmux", "--profile", "bil"),
+        ("hsmux", "key", "list", "--profile", "bil"),
+        ("hsmux", "profile", "use", "bil"),
+        ("hsmux", "profile", "show", "bil"),
+    ],
+    ids=" ".join,
+)
+def test_completion_offers_profiles(typed: tuple[str, ...]) -> None:
+    assert completions(typed) == set()
+    for name in ("billing", "billing-2", "other"):
+        save_profile(name, Profile(("gw:7411",), "a.pem", "a.key", "ca.pem"))
+    assert completions(typed) == {"billing", "billing-2"}
+    profiles_path().write_text("nonsense")
+    assert completions(typed) == set()
+
+
+def completions(typed: tuple[str, ...]) -> set[str]:
+    """What bash would offer."""
     environment = {
         **os.environ,
         "_HSMUX_COMPLETE": "bash_complete",
@@ -117,4 +142,4 @@ def test_completion_offers(typed: tuple[str, ...], offered: set[str]) -> None:
     }
     line = [sys.executable, "-m", "hsmux_tools.main"]
     shown = subprocess.run(line, capture_output=True, text=True, env=environment, check=True)
-    assert {item.removeprefix("plain,") for item in shown.stdout.split()} == offered
+    return {item.removeprefix("plain,") for item in shown.stdout.split()}

@@ -87,7 +87,9 @@ class TestCipher:
         envelope = run("encrypt", key, *words, input=b"hello").stdout_bytes
         assert run("decrypt", "-c", "row=a=b", "-c", "table=users", input=envelope).exit_code == 0
         check_refused(run("decrypt", input=envelope), 7, "reference")
-        check_refused(run("decrypt", "-c", "table=users", input=envelope), 7)
+        check_refused(run("decrypt", "-c", "table=users", input=envelope), 7, "standard input: ")
+        Path("record.hsmux").write_bytes(envelope)
+        check_refused(run("decrypt", "record.hsmux"), 7, "hsmux: record.hsmux: ", "reference")
 
     def test_the_key_can_be_pinned(self, key: str, signer: str, run: Run) -> None:
         envelope = run("encrypt", key, input=b"hello").stdout_bytes
@@ -185,6 +187,8 @@ class TestKeys:
         assert load_pem_public_key(pem) == load_der_public_key(der)
         shown = json.loads(run("key", "public", signer, "-o", "json").stdout)
         assert shown["pem"].encode() == pem and base64.b64decode(shown["der"]) == der
+        assert base64.b64decode(run("key", "public", signer, "--der", "--base64").stdout) == der
+        check_refused(run("key", "public", signer, "--base64"), 2, "--der")
 
 
 class TestAccess:
@@ -230,6 +234,21 @@ class TestAccess:
         assert (saved.addresses, saved.server_name) == (("gw.example:7411",), "gw")
         assert saved.private_key == str(tmp_path / "key.key")
         assert default_profile() == "admin"
+
+    @pytest.mark.parametrize("name", ["admin", "a b"])
+    def test_a_profile_that_is_there_stays_and_nothing_is_issued(
+        self, name: str, deployment: Deployment, run: Run
+    ) -> None:
+        files = ("--certificate", "a.pem", "--private-key", "a.key", "--ca", "ca.pem")
+        run("profile", "add", "admin", "--address", "gw.example:7411", *files)
+        before = load_profile("admin")
+        words = (*self.CREATE, "--profile-name", name)
+        check_refused(run(*words), 6 if name == "admin" else 2, name)
+        assert load_profile("admin") == before
+        assert deployment.client_keys == [] and not Path("key.pem").exists()
+        if name == "admin":
+            assert run(*words, "--replace").exit_code == 0
+            assert load_profile("admin") != before
 
     @pytest.mark.parametrize("name", ["key.pem", "key.key", "key-ca.pem"])
     def test_nothing_is_overwritten_nor_issued(
@@ -279,6 +298,8 @@ class TestProfiles:
         assert [(p["name"], p["default"]) for p in listed] == [("one", False), ("two", True)]
         assert self.add(run, "three", "--default").exit_code == 0
         assert default_profile() == "three"
+        check_refused(self.add(run, "three"), 6, "three", "--replace", "gw:7411")
+        assert self.add(run, "three", "--replace").exit_code == 0
 
     def test_show_says_which_one_would_be_used(
         self, run: Run, monkeypatch: pytest.MonkeyPatch
@@ -348,10 +369,23 @@ class TestGateway:
             result = run("--profile", "ops", "init", "--config", "gw.toml", "-o", "json")
             assert result.exit_code == 0, result.output
             assert json.loads(result.stdout)["profile"] == "ops"
+            last = result.stderr
+        assert "hsmux --profile ops status" in last
+        assert "nothing was made" in last
         saved = load_profile("ops")
         assert saved.addresses == ("127.0.0.1:7411",)
         assert all(Path(path).exists() for path in (saved.certificate, saved.ca))
         assert mode_of(Path(saved.private_key)) == 0o600
+
+    def test_init_replaces_no_profile_of_another_deployment(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path))
+        TestProfiles().add(run, "ops")
+        init = ("--profile", "ops", "init", "--config", "gw.toml")
+        check_refused(run(*init), 6, "ops", "--replace")
+        assert not (tmp_path / "instance").exists()
+        result = run(*init, "--replace")
+        assert result.exit_code == 0 and "made the root key, the CA" in result.stderr
+        assert load_profile("ops").server_name == "localhost"
 
     def test_hsm_verbs_show_what_the_gateway_answers(
         self, run: Run, monkeypatch: pytest.MonkeyPatch

@@ -1,12 +1,20 @@
-"""What ends a verb: one line for the person at the terminal, and an exit code."""
+"""What ends a verb: one line for the person at the terminal, and an exit code.
 
-from typing import Final
+`EXIT_CODES` is the one table of them; the help shows it and `docs/exit-codes.md` is made from it.
+The gateway's own errors (`hsmux_gateway.errors`) and those of the protocol (`HsmuxError.exit_code`)
+use the same numbers with the same meaning.
+"""
+
+from typing import Final, NamedTuple
 
 __all__ = [
+    "EXIT_CODES",
+    "EXIT_CONFLICT",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_OPERATOR",
     "EXIT_USAGE",
+    "Exit",
     "Failure",
     "visible",
 ]
@@ -15,11 +23,72 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 """The same as an argument that the gateway refuses: the caller must change what was asked."""
 
+EXIT_CONFLICT: Final = 6
+"""The same as a name that is taken in the gateway."""
+
 EXIT_OPERATOR: Final = 8
 """An operator must act, and starting again changes nothing."""
 
 EXIT_INTERRUPTED: Final = 130
 """128 + SIGINT, as a shell reports a program that Ctrl-C ended."""
+
+
+class Exit(NamedTuple):
+    """What one exit code means.
+
+    Attributes:
+        short: A few words for the help.
+        meaning: When it is used.
+        examples: States that end with it.
+    """
+
+    short: str
+    meaning: str
+    examples: str
+
+
+EXIT_CODES: Final[dict[int, Exit]] = {
+    0: Exit("done", "What was asked is done.", "a signature is valid; `serve` ended in order"),
+    1: Exit(
+        "failed",
+        "A fault of the gateway or of this machine, or a change whose outcome is unknown.",
+        "the connection broke within a change; the disk is full",
+    ),
+    2: Exit(
+        "wrong argument",
+        "The command line, a file that it names or the configuration is wrong.",
+        "an unknown option; a file that is not there; `check-config` found a fault",
+    ),
+    3: Exit("not found", "Nothing has that name.", "no such key; no such profile"),
+    4: Exit(
+        "denied",
+        "The client key is not accepted, or may not do this.",
+        "a revoked client key",
+    ),
+    5: Exit(
+        "try later",
+        "Something is away or busy, or the time ran out; the same may work later.",
+        "the gateway does not run; its store or a token is away, for a client as for `serve`",
+    ),
+    6: Exit(
+        "conflict or state",
+        "What is there does not allow it.",
+        "an alias or a name is taken; a profile is there already; a key is disabled",
+    ),
+    7: Exit(
+        "invalid ciphertext or signature",
+        "Data is not what its owner made.",
+        "`decrypt` with another context; `verify` of a changed file",
+    ),
+    8: Exit(
+        "an operator must act",
+        "The gateway's machine must be changed first; asking or starting again changes nothing.",
+        "a refused PIN; a secret that others read; an `instance_dir` or address in use; the "
+        "gateway is not installed",
+    ),
+    130: Exit("interrupted", "Ctrl-C, as shells report it.", "128 + SIGINT"),
+}
+"""One meaning each, in every verb."""
 
 
 class Failure(Exception):

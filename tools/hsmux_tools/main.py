@@ -3,18 +3,7 @@ code.
 
 Data goes to standard output, talk to standard error. An error is one line, `hsmux: <text>`, with
 the reference that leads to the gateway's log; there is no traceback for anything a person can
-mend.
-
-    0    done
-    1    failed on the other side (protocol, outcome unknown, internal), or on this machine
-    2    an argument is wrong
-    3    not found
-    4    denied
-    5    busy, deadline passed, unavailable: may work later
-    6    conflict or wrong state
-    7    a ciphertext or signature is not what it should be
-    8    an operator must act first
-    130  interrupted
+mend. What an exit code means stands in `failure.EXIT_CODES`.
 """
 
 import os
@@ -28,6 +17,7 @@ from hsmux_protocol import __version__
 from hsmux_protocol.errors import HsmuxError
 
 from .failure import (
+    EXIT_CODES,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_USAGE,
@@ -39,10 +29,7 @@ from .table import LazyGroup
 
 __all__ = ["command", "main"]
 
-EPILOG: Final = (
-    "Exit codes: 0 done, 1 failed, 2 wrong argument, 3 not found, 4 denied, 5 try later, "
-    "6 conflict or state, 7 invalid ciphertext or signature, 8 an operator must act."
-)
+EPILOG: Final = f"Exit codes: {', '.join(f'{n} {e.short}' for n, e in EXIT_CODES.items())}."
 
 
 class _Command(LazyGroup):

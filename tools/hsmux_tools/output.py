@@ -4,8 +4,10 @@ Documented forms, the same for every verb:
 
 * A record in JSON or YAML has the field names of the client's classes. Times are RFC 3339 in UTC,
   identifiers their text form, bytes base64 (`spki_sha256`: hexadecimal). Lists are arrays.
-* A table is drawn on a terminal; elsewhere it is a header and one line a record, tab-separated,
-  lists joined by commas, control characters escaped.
+* A table is drawn on a terminal; elsewhere it is tab-separated lines, lists joined by commas,
+  control characters escaped: of a list a header and one line a record, of one record one line a
+  field.
+* On a terminal words are not broken, so that identifiers can be copied; very long ones are.
 * `--field` prints one field, a line each for lists of records or values.
 * Bytes are written as they are; onto a terminal only when they are text, or with `--out -`.
 """
@@ -42,6 +44,14 @@ __all__ = [
 
 HEXADECIMAL_FIELDS: Final = frozenset({"spki_sha256"})
 """Fields that other tools show in hexadecimal."""
+
+
+WHOLE_WORD_MAX: Final = 64
+"""Columns of the longest word that is never broken: a SHA-256 in hexadecimal."""
+
+
+COLUMN_MARGIN: Final = 3
+"""Columns of the terminal between two of a table."""
 
 
 def talk(text: str) -> None:
@@ -85,7 +95,7 @@ def show_record(
     elif is_terminal() and out is None:
         _draw(("field", "value"), [(name, _cell(value)) for name, value in record.items()])
     else:
-        write_output(_lines(list(record), [record]), out, secret=secret)
+        write_output(_rows(record.items()), out, secret=secret)
 
 
 def show_list(
@@ -159,23 +169,37 @@ def _cell(value: Any) -> str:
 
 
 def _lines(columns: Sequence[str], records: Iterable[Mapping[str, Any]]) -> bytes:
-    rows = [columns, *([_cell(record[name]) for name in columns] for record in records)]
-    return "".join("\t".join(row) + "\n" for row in rows).encode()
+    return _rows([columns, *([record[name] for name in columns] for record in records)])
+
+
+def _rows(rows: Iterable[Sequence[Any]]) -> bytes:
+    return "".join("\t".join(map(_cell, row)) + "\n" for row in rows).encode()
 
 
 def _draw(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    cells = [columns, *rows]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        # Identifiers are copied from here: they fold, and are never cut.
-        table.add_column(name, overflow="fold")
-    for row in rows:
+    needed = COLUMN_MARGIN
+    for number, name in enumerate(columns):
+        words = (word for row in cells for word in row[number].split())
+        widths = (width for word in words if (width := cell_len(word)) <= WHOLE_WORD_MAX)
+        least = max(widths, default=0)
+        # Columns of words alone keep their width, so that texts give way first; nothing is cut.
+        needed += least + COLUMN_MARGIN
+        is_narrow = max(cell_len(row[number]) for row in cells) <= least
+        table.add_column(name, overflow="fold", min_width=least, no_wrap=is_narrow)
+    for row in cells[1:]:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    # Wider than the terminal rather than with broken words: the terminal's own folding is undone
+    # when text is copied.
+    console = Console()
+    Console(width=max(console.width, needed)).print(table, crop=False)
 
 
 def show_bytes(
@@ -207,10 +231,18 @@ def show_bytes(
         write_output(data, out, secret=secret)
 
 
-def refuse_terminal(settings: Settings, *, out: str | None, as_base64: bool) -> None:
+def refuse_terminal(
+    settings: Settings, *, out: str | None, as_base64: bool, ways: str = "--base64"
+) -> None:
     """Refuse to print bytes that are not text onto a terminal.
 
     Verbs whose bytes are never text ask before they do anything.
+
+    Args:
+        settings: The global options.
+        out: A file to write instead of standard output.
+        as_base64: Whether they are printed as text.
+        ways: The verb's options that print them as text.
 
     Raises:
         Failure: They would be; says how to have them.
@@ -218,7 +250,7 @@ def refuse_terminal(settings: Settings, *, out: str | None, as_base64: bool) -> 
     as_record = settings.field is not None or settings.output_format != "table"
     if out is None and is_terminal() and not as_base64 and not as_record:
         raise Failure(
-            "this is binary and standard output is a terminal; use --base64 or --out FILE",
+            f"this is binary and standard output is a terminal; use {ways} or --out FILE",
             EXIT_USAGE,
         )
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["FILE", "FORMATS", "Settings", "Verb", "global_options", "verb"]
+__all__ = ["FILE", "FORMATS", "Settings", "Verb", "complete_profile", "global_options", "verb"]
 
 FORMATS: Final = ("table", "json", "yaml")
 FILE: Final = click.Path()
@@ -28,6 +28,19 @@ class Settings:
     output_format: str = "table"
     field: str | None = None
     timeout_s: float | None = None
+
+
+def complete_profile(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[str]:
+    """Names of saved profiles, for shells; none where the file cannot be read."""
+    from hsmux.profiles import list_profiles
+    from hsmux_protocol.errors import HsmuxError
+
+    try:
+        return [name for name in list_profiles() if name.startswith(incomplete)]
+    except HsmuxError:
+        return []
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -54,6 +67,7 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
             "--profile",
             metavar="NAME",
             help="Connect with this profile (default: HSMUX_PROFILE, else the default profile).",
+            shell_complete=complete_profile,
             hidden=hidden,
         ),
         _option(

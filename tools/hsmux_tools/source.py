@@ -3,16 +3,26 @@
 import base64
 import binascii
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
 from hsmux_protocol.envelope import FORMAT, MAGIC
+from hsmux_protocol.errors import InvalidCiphertext, InvalidSignature
 
 from .failure import EXIT_USAGE, Failure
 from .output import talk
 
-__all__ = ["pairs_of", "read_envelope", "read_input", "read_limited", "shown_name", "unpack_base64"]
+__all__ = [
+    "about",
+    "pairs_of",
+    "read_envelope",
+    "read_input",
+    "read_limited",
+    "shown_name",
+    "unpack_base64",
+]
 
 BASE64_MAGIC: Final = base64.b64encode(MAGIC + bytes([FORMAT]))
 """How an envelope in base64 begins; an envelope itself never begins so."""
@@ -21,6 +31,20 @@ BASE64_MAGIC: Final = base64.b64encode(MAGIC + bytes([FORMAT]))
 def shown_name(name: str) -> str:
     """How an error calls an input."""
     return "standard input" if name == "-" else name
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Inside, an error about what an input holds names that input.
+
+    Args:
+        name: The input, as `read_input` takes it.
+    """
+    try:
+        yield
+    except (InvalidCiphertext, InvalidSignature) as error:
+        text = f"{shown_name(name)}: {error.text}"
+        raise type(error)(text, reference=error.reference) from None
 
 
 def read_limited(stream: IO[bytes], size_max: int) -> bytes:

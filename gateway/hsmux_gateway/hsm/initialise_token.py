@@ -7,6 +7,7 @@ not offer C_InitToken, so that one function is called through the module's funct
 
 import ctypes
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -76,6 +77,20 @@ def _init_token(module: str, slot_id: int, pin: bytes, label: str) -> int:
 
 
 def _main() -> None:
+    import pkcs11
+
+    try:
+        _initialise()
+    except pkcs11.PKCS11Error as error:
+        # The binding names its classes after the codes: CKR_GENERAL_ERROR is GeneralError.
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", type(error).__name__).lower()
+        sys.exit(
+            f"the module answered {words!r}; check module, parameters and environment "
+            "(SOFTHSM2_CONF for SoftHSM) of the token's section"
+        )
+
+
+def _initialise() -> None:
     import pkcs11
 
     module, label, pin_file, officer_file = sys.argv[1:]

@@ -13,6 +13,7 @@ from ..output import record_of, show_list, show_record, talk, write_file
 from ..settings import FILE, Settings, verb
 from ..source import read_input
 from .connection import connect
+from .profiles import refuse_taken, replace_option
 
 if TYPE_CHECKING:
     from hsmux import IssuedClientKey
@@ -81,6 +82,7 @@ def list_access_points(settings: Settings) -> None:
     "--out", "prefix", required=True, type=FILE, metavar="PREFIX", help="Begin of the file names."
 )
 @click.option("--profile-name", metavar="NAME", help="Save a profile that uses it.")
+@replace_option
 @click.pass_obj
 def create_client_key(
     settings: Settings,
@@ -89,6 +91,7 @@ def create_client_key(
     validity_days: int,
     prefix: str,
     profile_name: str | None,
+    replace: bool,
 ) -> None:
     """Issue a client key.
 
@@ -96,6 +99,8 @@ def create_client_key(
     profile has the addresses of the one in use, and with --csr takes the private key from
     PREFIX.key.
     """
+    if profile_name is not None:
+        refuse_taken(profile_name, replace=replace)
     request = None
     if csr is not None:
         request = read_input(csr, CSR_SIZE_MAX, "this is not a PKCS#10 request")

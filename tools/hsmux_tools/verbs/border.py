@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..failure import EXIT_FAILED, EXIT_OPERATOR, Failure
+from ..failure import EXIT_OPERATOR, Failure
 
 __all__ = ["gateway_command"]
 
@@ -23,7 +23,7 @@ def gateway_command() -> Iterator[Any]:
         if error.name is None or not error.name.startswith("hsmux_gateway"):
             raise
         raise Failure(
-            "this verb runs on the gateway's machine: pip install hsmux-gateway", EXIT_FAILED
+            "this verb runs on the gateway's machine: pip install hsmux-gateway", EXIT_OPERATOR
         ) from None
     except ImportError as error:
         # The C module, which tests itself when it is loaded.

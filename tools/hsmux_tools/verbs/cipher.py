@@ -10,7 +10,7 @@ from hsmux_protocol.operations import ENVELOPE_SIZE_MAX
 from ..failure import EXIT_USAGE, Failure
 from ..output import record_of, refuse_terminal, show_bytes
 from ..settings import FILE, Settings, verb
-from ..source import pairs_of, read_envelope, read_input
+from ..source import about, pairs_of, read_envelope, read_input
 from .connection import connect
 
 __all__ = ["decrypt", "encrypt", "random"]
@@ -91,7 +91,7 @@ def decrypt(
     """
     pairs = pairs_of("-c", context)
     envelope = read_envelope(source, ENVELOPE_SIZE_MAX)
-    with connect(settings) as client:
+    with about(source), connect(settings) as client:
         decrypted = client.decrypt(envelope, context=pairs, key=key, timeout_s=settings.timeout_s)
     show_bytes(
         decrypted.plaintext,
@@ -117,7 +117,7 @@ def random(settings: Settings, length: int, as_hex: bool, out: str | None, as_ba
     """
     if as_hex and as_base64:
         raise Failure("--hex or --base64, not both", EXIT_USAGE)
-    refuse_terminal(settings, out=out, as_base64=as_base64 or as_hex)
+    refuse_terminal(settings, out=out, as_base64=as_base64 or as_hex, ways="--hex, --base64")
     with connect(settings) as client:
         data = client.generate_random(length, timeout_s=settings.timeout_s)
     show_bytes(

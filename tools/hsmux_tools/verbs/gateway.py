@@ -1,5 +1,7 @@
 """`hsmux dev`, `init`, `serve` and `check-config`."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +10,7 @@ import click
 from ..output import show_record, talk
 from ..settings import Settings, verb
 from .border import gateway_command
+from .profiles import refuse_taken, replace_option
 
 __all__ = ["check_config", "dev", "init", "serve"]
 
@@ -52,19 +55,29 @@ def dev(state: Path | None, port: int) -> None:
 
 @verb("init", "hsmux init --config /etc/hsmux.toml", "hsmux init --config gw.toml --profile ops")
 @_config
+@replace_option
 @click.pass_obj
-def init(settings: Settings, config: Path) -> None:
+def init(settings: Settings, config: Path, replace: bool) -> None:
     """Initialise the deployment a configuration describes.
 
     Makes the root key, the CA and the first administrator's client key, and saves a profile with
     it: `administrator`, or the one that --profile names. May be repeated: what is there stays,
-    what is missing is made.
+    what is missing is made. A profile of another deployment is not replaced.
     """
     profile = settings.profile or ADMINISTRATOR
     with gateway_command() as command:
+        server, certificate = command.administrator(config)
+        refuse_taken(profile, replace=replace, own=os.path.abspath(certificate))
         made = command.init(config)
-        _save_administrator(command.load_config(config).server, profile, made)
-    talk(f"saved profile {profile}; next: hsmux serve --config {config}")
+        _save_administrator(server, profile, made)
+    talk(f"made {', '.join(made.made)}" if made.made else "all was there already; nothing was made")
+    talk(f"saved profile {profile}; next:")
+    for line in (
+        f"hsmux serve --config {shlex.quote(str(config))}",
+        f"hsmux --profile {profile} status    # in another terminal",
+        f"hsmux --profile {profile} access-point create NAME",
+    ):
+        talk(f"  {line}")
     paths = {name: str(getattr(made, name)) for name in ("certificate", "private_key", "ca")}
     show_record({"profile": profile, **paths}, settings)
 

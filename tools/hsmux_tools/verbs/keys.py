@@ -4,7 +4,8 @@ import click
 
 from hsmux_protocol.keys import KEY_SPECS, PROTECTIONS, STORAGES, USAGES
 
-from ..output import record_of, show_bytes, show_list, show_record
+from ..failure import EXIT_USAGE, Failure
+from ..output import record_of, refuse_terminal, show_bytes, show_list, show_record
 from ..settings import FILE, Settings, verb
 from ..source import pairs_of
 from .connection import connect
@@ -86,16 +87,22 @@ def show(settings: Settings, key: str) -> None:
     "public",
     "hsmux key public alias/release --out release.pem",
     "hsmux key public alias/release --der --out release.der",
+    "hsmux key public alias/release --der --base64",
 )
 @click.argument("key", metavar="KEY")
 @click.option("--der", "as_der", is_flag=True, help="SubjectPublicKeyInfo in DER instead of PEM.")
 @click.option("--out", type=FILE, metavar="FILE", help="Write here instead of standard output.")
+@click.option("--base64", "as_base64", is_flag=True, help="With --der: print base64.")
 @click.pass_obj
-def public(settings: Settings, key: str, as_der: bool, out: str | None) -> None:
+def public(settings: Settings, key: str, as_der: bool, out: str | None, as_base64: bool) -> None:
     """Print the public key of a signing key.
 
     PEM, or DER with --der; a format or a field has both.
     """
+    if as_base64 and not as_der:
+        raise Failure("--base64 goes with --der; PEM is text already", EXIT_USAGE)
+    if as_der:
+        refuse_terminal(settings, out=out, as_base64=as_base64)
     with connect(settings) as client:
         found = client.public_key(key, timeout_s=settings.timeout_s)
     show_bytes(
@@ -103,5 +110,5 @@ def public(settings: Settings, key: str, as_der: bool, out: str | None) -> None:
         lambda: {**record_of(found), "pem": found.pem},
         settings,
         out=out,
-        as_base64=False,
+        as_base64=as_base64,
     )

@@ -9,10 +9,37 @@ import click
 from hsmux import profiles as saved
 from hsmux.profiles import Profile
 
+from ..failure import EXIT_CONFLICT, Failure
 from ..output import show_list, show_record, talk
-from ..settings import FILE, Settings, verb
+from ..settings import FILE, Settings, complete_profile, verb
 
-__all__ = ["add", "list_profiles", "show", "use"]
+__all__ = ["add", "list_profiles", "refuse_taken", "replace_option", "show", "use"]
+
+replace_option = click.option(
+    "--replace", is_flag=True, help="Replace a profile of that name, if there is one."
+)
+
+
+def refuse_taken(name: str, *, replace: bool, own: str | None = None) -> None:
+    """Refuse to save a profile over another one; verbs ask before they do anything.
+
+    Args:
+        name: Of the profile to save.
+        replace: The user wants it replaced.
+        own: Path of a client certificate: a profile that uses it is replaced without asking.
+
+    Raises:
+        InvalidArgument: The name cannot be one.
+        Failure: There is such a profile.
+    """
+    saved.check_profile_name(name)
+    found = saved.list_profiles().get(name)
+    if found is not None and not replace and found.certificate != own:
+        raise Failure(
+            f"there is a profile {name} already, for {', '.join(found.addresses)}; choose another "
+            "name, or --replace it",
+            EXIT_CONFLICT,
+        )
 
 
 def _record(name: str, profile: Profile) -> dict[str, Any]:
@@ -43,6 +70,7 @@ def _record(name: str, profile: Profile) -> dict[str, Any]:
 @click.option("--ca", required=True, type=FILE, metavar="FILE", help="PEM: the CA of the gateway.")
 @click.option("--server-name", metavar="NAME", help="In the gateway's certificate, if not HOST.")
 @click.option("--default", "is_default", is_flag=True, help="Make it the default.")
+@replace_option
 def add(
     name: str,
     addresses: tuple[str, ...],
@@ -51,11 +79,13 @@ def add(
     ca: str,
     server_name: str | None,
     is_default: bool,
+    replace: bool,
 ) -> None:
     """Save how to reach a gateway.
 
-    Replaces a profile of that name. It holds the paths of the files, not the keys.
+    It holds the paths of the files, not the keys.
     """
+    refuse_taken(name, replace=replace)
     profile = Profile(addresses, certificate, private_key, ca, server_name)
     saved.save_profile(name, profile, default=is_default)
     talk(f"saved profile {name}")
@@ -74,7 +104,7 @@ def list_profiles(settings: Settings) -> None:
 
 
 @verb("use", "hsmux profile use billing")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=complete_profile)
 def use(name: str) -> None:
     """Make a profile the default.
 
@@ -85,7 +115,7 @@ def use(name: str) -> None:
 
 
 @verb("show", "hsmux profile show", "hsmux profile show billing --field certificate")
-@click.argument("name", metavar="[NAME]", required=False)
+@click.argument("name", metavar="[NAME]", required=False, shell_complete=complete_profile)
 @click.pass_obj
 def show(settings: Settings, name: str | None) -> None:
     """Show one profile.

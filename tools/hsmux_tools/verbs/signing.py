@@ -14,7 +14,7 @@ from hsmux_protocol.operations import SIGNATURE_SIZE_MAX
 from ..failure import EXIT_USAGE, Failure
 from ..output import record_of, refuse_terminal, show_bytes, show_record, talk
 from ..settings import FILE, Settings, verb
-from ..source import read_input, read_limited, unpack_base64
+from ..source import about, read_input, read_limited, unpack_base64
 from .connection import connect
 
 __all__ = ["sign", "verify"]
@@ -128,7 +128,7 @@ def verify(
     if as_base64:
         signature_bytes = unpack_base64(signature, signature_bytes)
     message, is_digest = _read_message(source, algorithm, digest)
-    with connect(settings) as client:
+    with about(source), connect(settings) as client:
         client.verify(
             key,
             message,
