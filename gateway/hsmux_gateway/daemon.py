@@ -7,6 +7,8 @@ addresses listened on. So a gateway that accepts a connection can serve it.
 Stop, on SIGTERM or SIGINT: no new connections, GOAWAY on the open ones, open requests are answered
 within `server.drain_s`, then the rest is cut. Records and store are closed last. A second signal
 cuts at once; one that comes before anything is served ends the start in order.
+
+SIGUSR1 has the records go on in a new file, for who moved the old one away (`logrotate`).
 """
 
 import signal
@@ -21,7 +23,7 @@ import trio
 from hsmux_protocol.errors import HsmuxError
 
 from .assembly import Gateway
-from .audit.recorder import RecordError
+from .audit.recorder import Recorder, RecordError
 from .config import Config
 from .errors import EXIT_AGAIN, OperatorError
 from .foundation import Foundation, open_foundation, operator_border
@@ -57,18 +59,36 @@ class Addresses:
 
 
 @dataclass
-class _Stop:
-    """When to stop: `asked` by the first signal, `scope` cut by the second or an early one."""
+class _Signals:
+    """What signals ask for: to stop (`asked` by the first, `scope` cut by the second or an early
+    one), or that the `recorder` goes on in a new file.
+    """
 
     asked: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     serving: bool = False
+    recorder: Recorder | None = None
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
-        async for _ in signals:
-            if self.asked.is_set() or not self.serving:
-                self.scope.cancel()
-            self.asked.set()
+        async with trio.open_nursery() as nursery:
+            async for number in signals:
+                if number == signal.SIGUSR1:
+                    nursery.start_soon(self._reopen)
+                    continue
+                if self.asked.is_set() or not self.serving:
+                    self.scope.cancel()
+                self.asked.set()
+
+    async def _reopen(self) -> None:
+        if self.recorder is None:
+            return
+        try:
+            finish = self.recorder.reopen()
+            await trio.to_thread.run_sync(finish)
+        except (OSError, RecordError) as error:
+            log.error("the records cannot go on in a new file", error=str(error))
+        else:
+            log.info("the records go on in a new file")
 
 
 async def run_init(config: Config) -> Initialised:
@@ -90,7 +110,7 @@ async def run_serve(
     before: Callable[[Foundation], Awaitable[None]] | None = None,
     log_requests: LogSink | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT; at SIGUSR1 records go on in a new file.
 
     Args:
         config: Checked.
@@ -102,8 +122,9 @@ async def run_serve(
         OperatorError: The gateway cannot start or go on; says what to do.
     """
     fix_heap_sizes()
-    stop = _Stop()
-    with operator_border(), trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    stop = _Signals()
+    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    with operator_border(), trio.open_signal_receiver(*asking) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals)
             with stop.scope:
@@ -116,12 +137,13 @@ async def run_serve(
 
 async def _serve(
     base: Foundation,
-    stop: _Stop,
+    stop: _Signals,
     ready: Callable[[Addresses], None],
     log_requests: LogSink | None,
 ) -> None:
     sealer = await unlock(base.config, base.arena, base.tokens, base.store)
     gateway = Gateway(base, sealer, log_requests)
+    stop.recorder = gateway.recorder
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(_run_writer, gateway)
@@ -129,6 +151,7 @@ async def _serve(
             await _run(gateway, stop, ready)
             nursery.cancel_scope.cancel()
     finally:
+        stop.recorder = None
         try:
             gateway.recorder.close()
         except (OSError, RecordError) as error:
@@ -146,7 +169,7 @@ async def _read_catalogue(gateway: Gateway) -> None:
         raise OperatorError(f"store: {error.__cause__}", exit_code=EXIT_AGAIN) from error
 
 
-async def _run(gateway: Gateway, stop: _Stop, ready: Callable[[Addresses], None]) -> None:
+async def _run(gateway: Gateway, stop: _Signals, ready: Callable[[Addresses], None]) -> None:
     """Everything from the first socket to the last answer."""
     config = gateway.base.config
     listener = gateway.make_listener()

@@ -260,6 +260,40 @@ def test_a_line_that_was_cut_short_spoils_no_other(tmp_path: Path) -> None:
     assert path.read_bytes() == b'{"at_ms":1}\n{"at_\n'
 
 
+async def test_records_go_on_in_a_new_file(tmp_path: Path) -> None:
+    path, old = tmp_path / "requests.jsonl", tmp_path / "requests.jsonl.1"
+    recorder = Recorder(path)
+    engine = make_engine(recorder, _fine)
+    await engine.call(make_call("show_status"))
+    path.rename(old)
+    recorder.reopen()()
+    assert old.read_text().count("\n") == 1, "what was kept belongs to the old file"
+    await engine.call(make_call("show_status"))
+    await engine.call(make_call("show_status"))
+    recorder.close()
+    assert path.read_text().count("\n") == 2
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_old_file_stays_while_nothing_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    recorder = Recorder(path)
+    engine = make_engine(recorder, _fine)
+    await engine.call(make_call("show_status"))
+    path.rename(tmp_path / "old")
+    path.symlink_to("elsewhere")
+    with pytest.raises(OSError):
+        recorder.reopen()
+    path.unlink()
+    await engine.call(make_call("show_status"))
+    with full_disk((tmp_path / "old").stat().st_size + 10), pytest.raises(RecordError):
+        recorder.reopen()
+    assert not path.exists()
+    recorder.reopen()()
+    recorder.close()
+    assert (tmp_path / "old").read_text().count("\n") == 2 and path.read_bytes() == b""
+
+
 async def test_the_request_log_has_the_same_lines_and_may_go(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     recorder = Recorder(tmp_path / "requests.jsonl", log=LogSink(writing))

@@ -18,17 +18,23 @@ look at `ready` tries again, at most every `RETRY_S`.
 A line that a crash or a full disk cut short is closed at the next start, so that it spoils no
 other.
 
+The file grows until somebody moves it away and has `reopen` called: records are never deleted here.
+What is kept goes into the old file first, so no line is torn between two; while writing fails, the
+old file stays.
+
 A record holds no secret: no plaintext, ciphertext, message, signature or context value. Its names
 are those of the operation table.
 """
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from ..instance import sync_directory
 from ..log_sink import LogSink
 from ..private_files import open_log
 
@@ -94,6 +100,7 @@ class Recorder:
     """
 
     def __init__(self, path: Path, *, log: LogSink | None = None) -> None:
+        self._path = path
         self._file = open_log(path)
         _close_line(self._file)
         self._log = log
@@ -154,6 +161,30 @@ class Recorder:
         self._pending += lines
         if self._log is not None:
             self._unlogged += lines
+
+    def reopen(self) -> Callable[[], None]:
+        """Go on in the file that has the path now; the old one was moved away.
+
+        Returns:
+            What makes the old file and the new name durable; it blocks, so call it in a thread.
+
+        Raises:
+            RecordError: Nothing can be written just now; the old file stays.
+            OSError: The new file cannot be opened; the old one stays.
+        """
+        self.flush()
+        new = open_log(self._path)
+        _close_line(new)
+        old, self._file = self._file, new
+
+        def finish() -> None:
+            try:
+                os.fdatasync(old)
+                sync_directory(self._path.parent)
+            finally:
+                os.close(old)
+
+        return finish
 
     def close(self) -> None:
         """Write what is kept, make it durable and close the file."""
