@@ -11,6 +11,7 @@ that of the group.
 """
 
 import os
+import pwd
 import shlex
 import stat
 from pathlib import Path
@@ -44,7 +45,7 @@ def check_secret(what: str, path: Path) -> None:
         raise OperatorError(f"{what}: {path} cannot be read: {error.strerror}") from None
     quoted = shlex.quote(str(path))
     if status.st_uid not in (os.geteuid(), 0):
-        raise OperatorError(f"{what}: {path} belongs to another user: chown {_me()} {quoted}")
+        raise OperatorError(f"{what}: {path} belongs to {_remedy(status, quoted)}")
     if status.st_mode & SECRET_MASK:
         raise OperatorError(
             f"{what}: {path} is open to others (mode {_mode(status)}): chmod 600 {quoted}"
@@ -67,8 +68,7 @@ def check_directory(what: str, path: Path) -> None:
     quoted = shlex.quote(str(path))
     if status.st_uid != os.geteuid():
         raise OperatorError(
-            f"{what}: {path} must belong to this user and belongs to another: "
-            f"chown {_me()} {quoted}, or name another one"
+            f"{what}: {path} must belong to this user and belongs to {_remedy(status, quoted)}"
         )
     if status.st_mode & WRITABLE_MASK:
         raise OperatorError(
@@ -90,6 +90,14 @@ def _mode(status: os.stat_result) -> str:
     return f"{stat.S_IMODE(status.st_mode):04o}"
 
 
-def _me() -> int:
-    """This user, as chown takes it."""
-    return os.geteuid()
+def _remedy(status: os.stat_result, quoted: str) -> str:
+    """Whose a file is, and what to do: who is wrong may be the file or the one that asks."""
+    owner = _user(status.st_uid)
+    return f"{owner}: run this as {owner}, or chown {_user(os.geteuid())} {quoted}"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
