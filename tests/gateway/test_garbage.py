@@ -11,13 +11,14 @@ from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hsmux_protocol import errors
 from hsmux_protocol.columns import pack_column, unpack_u16_column
 from hsmux_protocol.envelope import HEADER_SIZE, SUITE_AES_GCM, SUITE_XAES_256_GCM, make_header
 from hsmux_protocol.frames import Error, Request, Result
+from hsmux_protocol.limits import FRAME_SIZE_MAX
 from hsmux_protocol.operations import OPERATIONS
 from hsmux_protocol.records import KeyRecord
 from tests.gateway.hardware import write_hardware_config
@@ -227,13 +228,18 @@ LIVE = settings(
 
 @LIVE
 @given(st.lists(st.binary(max_size=400), max_size=5))
+@example([b"\0\0"])
 def test_random_bytes_are_an_error_or_wait_for_more(
     running: Running, context: ssl.SSLContext, pieces: list[bytes]
 ) -> None:
+    whole = b"".join(pieces)
+    # A length that a frame may have is waited for, and nothing is refused before.
+    first = int.from_bytes((whole + b"\xff" * 4)[:4], "big")
+    missing = 4 + first - len(whole) if first <= FRAME_SIZE_MAX else 0
     with connect(running.address, context) as hostile:
         for piece in pieces:
             hostile.tls.sendall(piece)
-        hostile.tls.sendall(struct.pack(">I", 0xFFFFFFFF) * 200)
+        hostile.tls.sendall(b"\xff" * max(800, missing))
         frame = hostile.receive()
         assert isinstance(frame, Error)
         assert (frame.id, frame.number) == (0, errors.ProtocolError.number)
