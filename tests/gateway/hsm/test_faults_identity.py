@@ -212,6 +212,15 @@ async def test_a_new_session_believes_no_proof_of_the_old_one(rig: Rig, arena: A
         assert token.statistics().restarts == 0
 
 
+async def test_a_proof_that_is_asked_for_is_never_one_of_before(rig: Rig) -> None:
+    first, second = (known.key for known in make_known_keys(rig.settings, PIN, 2))
+    async with rig.open(workers=1) as token:
+        await token.prove(first, deadline=soon())
+        swap_names(rig.settings, PIN, first, second)
+        with pytest.raises(KeyQuarantined):
+            await token.prove(first, deadline=soon())
+
+
 async def test_a_key_that_can_leave_the_token_is_quarantined(rig: Rig) -> None:
     known = make_known_keys(rig.settings, PIN, 2)
     async with rig.open(workers=1) as token:
@@ -261,6 +270,8 @@ async def test_a_seal_that_does_not_open_is_not_told(rig: Rig, arena: Arena) -> 
         sealed = await token.seal_slot(root, slot, b"aad", deadline=soon())
         assert rig.counters.faults("C_Encrypt") == 1
         await token.open_slot(root, sealed, b"aad", deadline=soon())
+        for process in token.supervisor._processes.values():
+            assert not any(process.page.view[:]), "a key stays in a page"
         rig.rules("function=C_Encrypt action=flip bit=3")
         with pytest.raises(TokenError):
             await token.seal_slot(root, slot, b"aad", deadline=soon())
