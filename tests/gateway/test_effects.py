@@ -12,7 +12,7 @@ import trio.testing
 
 from hsmux_gateway import effects
 from hsmux_gateway.access.identities import Identities
-from hsmux_gateway.errors import OperatorError
+from hsmux_gateway.errors import EXIT_AGAIN, OperatorError
 from hsmux_gateway.store import (
     AccessPointRow,
     ClientKeyRow,
@@ -193,7 +193,7 @@ async def test_a_store_that_breaks_makes_the_outcome_unknown_and_ends_the_proces
             await parts.create_key()
         with pytest.raises(OperatorError, match="starting again") as ended:
             await parts.effects.poll(0.001)
-        assert ended.value.exit_code == 1
+        assert ended.value.exit_code == EXIT_AGAIN
 
 
 class Gate:
