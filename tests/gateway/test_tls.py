@@ -3,6 +3,7 @@
 import datetime
 import socket
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,17 +34,24 @@ TIMEOUT_S = 15.0
 ROUNDS = [pytest.param(5, id="few"), pytest.param(300, id="many", marks=pytest.mark.long)]
 
 
+SHORT_S = (4, 8, 16, 32, 64)
+"""Seconds until client keys end: one is still good when a test comes to it, and not for long."""
+
+CONNECTING_S = 2.0
+"""Seconds that a test needs to connect."""
+
+
 @dataclass
 class Border:
     """A running gateway, and its CA's private key.
 
     Attributes:
-        short: A client key whose certificate ended, or ends soon, after the gateway's start.
+        shorts: Client keys whose certificates end soon, one after the other, and when they do.
     """
 
     running: Running
     issuer: Issuer
-    short: Identity
+    shorts: list[tuple[float, Identity]]
 
     @property
     def ca(self) -> Path:
@@ -57,13 +65,19 @@ def border(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Border]:
     config = write_config(tmp_path_factory.mktemp("border"))
     trio.run(run_init, load_config(config))
     issuer = open_issuer(config)
-    short = issuer.issue(start=-DAY, validity=DAY + datetime.timedelta(seconds=4))
-    register(config, short)
+    shorts = [_short(issuer, config, seconds) for seconds in SHORT_S]
     tls = config.parent / "instance" / "tls"
     own = issuer.issue(start=-DAY, validity=6 * DAY, server=True)
     own.write(tls / "server.pem", tls / "server.key")
     with running_gateway(config, init=False) as running:
-        yield Border(running, issuer, short)
+        yield Border(running, issuer, shorts)
+
+
+def _short(issuer: Issuer, config: Path, seconds: int) -> tuple[float, Identity]:
+    """A client key that ends so many seconds from now, and when that is by the monotonic clock."""
+    made = issuer.issue(start=-DAY, validity=DAY + datetime.timedelta(seconds=seconds))
+    register(config, made)
+    return time.monotonic() + seconds, made
 
 
 def _connect(address: str) -> socket.socket:
@@ -172,7 +186,9 @@ def test_a_revoked_key_is_unauthenticated(border: Border, tmp_path: Path) -> Non
 def test_a_certificate_that_ends_on_an_open_connection_is_unauthenticated(
     border: Border, tmp_path: Path
 ) -> None:
-    context = border.short.context(border.ca, tmp_path)
+    now = time.monotonic()
+    short = next(made for ends, made in border.shorts if ends > now + CONNECTING_S)
+    context = short.context(border.ca, tmp_path)
     with connect(border.running.address, context) as client:
         with pytest.raises(errors.Unauthenticated, match="expired"):
             while True:
