@@ -15,6 +15,9 @@ from hsmux_protocol.references import format_key_id
 
 from .access.administration import AdministrationService
 from .access.identities import Identities
+from .access.policy_service import PolicyService
+from .access.rules import AccessRules
+from .access.safeguards import Safeguards
 from .audit.recorder import Recorder
 from .authority_key import DeploymentAuthority
 from .catalog import Catalog
@@ -101,7 +104,10 @@ class Gateway:
         self._certificate: x509.Certificate | None = None
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
-        self._identities = Identities(self.catalog, config.store.stale_s, self.effects.refresh)
+        self._rules = AccessRules(self.catalog)
+        self._identities = Identities(
+            self.catalog, self._rules, config.store.stale_s, self.effects.refresh
+        )
         self._counters = UseCounters(self._lease_uses)
         self._threads_queue = FairBudget(THREAD_QUEUE_MAX)
         self._token_name = config.root.token or next(iter(config.hsm), None)
@@ -161,9 +167,11 @@ class Gateway:
 
     def _make_engine(self, *services: object) -> Engine:
         config, base = self.base.config, self.base
+        safeguards = Safeguards(self.catalog)
         administration = AdministrationService(
-            self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX)
+            self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX), safeguards
         )
+        policies = PolicyService(self.catalog, self._rules, self.effects, safeguards)
         status = StatusService(
             self.catalog,
             base.tokens,
@@ -173,7 +181,7 @@ class Gateway:
             self.warnings,
         )
         return Engine(
-            collect_handlers(*services, self._lifecycle, administration, status),
+            collect_handlers(*services, self._lifecycle, administration, policies, status),
             identities=self._identities,
             memory=self.effects,
             recorder=self.recorder,

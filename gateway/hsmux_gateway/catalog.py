@@ -12,11 +12,17 @@ decisions no longer hold and calls are refused until it answers again.
 import bisect
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from hsmux_protocol.errors import NotFound, WrongState
-from hsmux_protocol.references import KeyReference, format_key_id
+from hsmux_protocol.references import (
+    ACCESS_POINT_PREFIX,
+    KeyReference,
+    format_key_id,
+    parse_identifier,
+)
 
+from .access.patterns import Resource
 from .store.rows import (
     AccessPointRow,
     AliasRow,
@@ -24,6 +30,8 @@ from .store.rows import (
     GatewayKeyRow,
     KeyRow,
     KeyVersionRow,
+    NetworkRuleRow,
+    PolicyRow,
 )
 from .store.store import Changes
 
@@ -34,6 +42,9 @@ USABLE_STATES: Final = frozenset({"Enabled"})
 
 DERIVED_MAX: Final = 4096
 """Keys of which something derived is kept."""
+
+
+Named = TypeVar("Named", PolicyRow, NetworkRuleRow)
 
 
 class Ordered:
@@ -52,6 +63,12 @@ class Ordered:
         """At most `limit` identifiers that come after one; an empty one begins the first page."""
         start = bisect.bisect_right(self._identifiers, identifier) if identifier else 0
         return self._identifiers[start : start + limit]
+
+    def remove(self, identifier: bytes) -> None:
+        """Take one out that may be there."""
+        index = bisect.bisect_left(self._identifiers, identifier)
+        if self._identifiers[index : index + 1] == [identifier]:
+            del self._identifiers[index]
 
     def __len__(self) -> int:
         return len(self._identifiers)
@@ -80,10 +97,17 @@ class Catalog:
         self.client_keys: dict[bytes, ClientKeyRow] = {}
         self.client_key_order = Ordered()
         self.client_keys_by_spki: dict[bytes, bytes] = {}
+        self.client_keys_of: dict[bytes, set[bytes]] = {}
+        self.policies: dict[str, PolicyRow] = {}
+        self.policy_order = Ordered()
+        self.network_rules: dict[str, NetworkRuleRow] = {}
+        self.network_rule_order = Ordered()
         self.gateway_keys: dict[str, GatewayKeyRow] = {}
+        self._resources: dict[bytes, Resource] = {}
         self._derived: dict[bytes, dict[int | None, Any]] = {}
         self._key_listeners: list[Callable[[bytes], None]] = []
         self._identity_listeners: list[Callable[[], None]] = []
+        self._rule_listeners: list[Callable[[Changes], None]] = []
 
     def __repr__(self) -> str:
         return (
@@ -99,6 +123,10 @@ class Catalog:
         """Call `listener` when an access point or client key changed."""
         self._identity_listeners.append(listener)
 
+    def on_rule_change(self, listener: Callable[[Changes], None]) -> None:
+        """Call `listener` with changes of access points, policies or network rules."""
+        self._rule_listeners.append(listener)
+
     def apply(self, changes: Changes) -> None:
         """Take over rows that changed; older ones than those here are left out."""
         tables: tuple[tuple[Iterable[Any], Callable[[Any], None]], ...] = (
@@ -108,6 +136,8 @@ class Catalog:
             (changes.aliases, self._apply_alias),
             (changes.access_points, self._apply_access_point),
             (changes.client_keys, self._apply_client_key),
+            (changes.policies, self._apply_policy),
+            (changes.network_rules, self._apply_network_rule),
         )
         for rows, apply in tables:
             for row in rows:
@@ -122,6 +152,9 @@ class Catalog:
         if changes.access_points or changes.client_keys:
             for notify in self._identity_listeners:
                 notify()
+        if changes.access_points or changes.policies or changes.network_rules:
+            for tell in self._rule_listeners:
+                tell(changes)
 
     def confirm(self, asked_at: float) -> None:
         """The store has told that this is what it held when it was asked."""
@@ -137,6 +170,7 @@ class Catalog:
     def _apply_key(self, row: KeyRow) -> None:
         self.keys[row.key_id] = row
         self.key_order.add(row.key_id)
+        self._resources.pop(row.key_id, None)
 
     def _apply_version(self, row: KeyVersionRow) -> None:
         self.versions.setdefault(row.key_id, {})[row.version] = row
@@ -145,7 +179,9 @@ class Catalog:
         before = self.aliases.pop(row.name, None)
         if before is not None:
             self._aliases_of[before].discard(row.name)
+            self._resources.pop(before, None)
         if row.key_id is not None:
+            self._resources.pop(row.key_id, None)
             self.aliases[row.name] = row.key_id
             self._aliases_of.setdefault(row.key_id, set()).add(row.name)
 
@@ -157,11 +193,37 @@ class Catalog:
     def _apply_client_key(self, row: ClientKeyRow) -> None:
         self.client_keys[row.client_key_id] = row
         self.client_keys_by_spki[row.spki_sha256] = row.client_key_id
+        self.client_keys_of.setdefault(row.access_point_id, set()).add(row.client_key_id)
         self.client_key_order.add(row.client_key_id)
+
+    def _apply_policy(self, row: PolicyRow) -> None:
+        _apply_named(self.policies, self.policy_order, row, is_there=bool(row.document))
+
+    def _apply_network_rule(self, row: NetworkRuleRow) -> None:
+        _apply_named(self.network_rules, self.network_rule_order, row, is_there=bool(row.networks))
 
     def aliases_of(self, key_id: bytes) -> list[str]:
         """The aliases of a key, ascending."""
         return sorted(self._aliases_of.get(key_id, ()))
+
+    def resource_of(self, reference: KeyReference) -> Resource:
+        """What a policy may name a key by; the same value until something of the key changes.
+
+        A key that is not there is named only as the caller named it.
+        """
+        key_id = reference.key_id
+        if reference.alias is not None:
+            key_id = self.aliases.get(reference.alias)
+            if key_id is None:
+                return Resource(None, (reference.alias,))
+        row = self.keys.get(key_id or b"")
+        if row is None:
+            return Resource(key_id)
+        found = self._resources.get(row.key_id)
+        if found is None:
+            aliases, tags = tuple(self.aliases_of(row.key_id)), tuple(row.tags.items())
+            found = self._resources[row.key_id] = Resource(row.key_id, aliases, tags)
+        return found
 
     def derived_of(self, key_id: bytes) -> dict[int | None, Any]:
         """What users of a key have made of its versions, by number; gone when the key changes."""
@@ -171,6 +233,23 @@ class Catalog:
                 self._derived.clear()
             derived = self._derived[key_id] = {}
         return derived
+
+    def find_access_point(self, name: str) -> AccessPointRow:
+        """An access point by name, or by `ap-<identifier>`, which no name looks like.
+
+        Raises:
+            NotFound: There is none, or it is deleted.
+        """
+        identifier = self.access_point_names.get(name)
+        if identifier is None:
+            try:
+                identifier = parse_identifier(ACCESS_POINT_PREFIX, name)
+            except ValueError:
+                identifier = b""
+        row = self.access_points.get(identifier)
+        if row is None or row.state == "Deleted":
+            raise NotFound(f"there is no access point {name!r}")
+        return row
 
     def find_key(self, reference: KeyReference) -> KeyRow:
         """The key a reference names.
@@ -204,3 +283,13 @@ class Catalog:
         if version.state not in USABLE_STATES:
             raise WrongState(f"version {wanted} is {version.state}; it must be Enabled")
         return version
+
+
+def _apply_named(rows: dict[str, Named], order: Ordered, row: Named, *, is_there: bool) -> None:
+    """Take over a row whose name stays when it is gone."""
+    if is_there:
+        rows[row.name] = row
+        order.add(row.name.encode())
+    else:
+        rows.pop(row.name, None)
+        order.remove(row.name.encode())

@@ -11,7 +11,6 @@ credential (`pin_credential`), and the process that needs the secret reads it th
 `store.url` is refused; libpq reads it from the file that `passfile` in the URL names.
 """
 
-import difflib
 import ipaddress
 import math
 import os
@@ -28,6 +27,7 @@ from msgspec import Meta
 from hsmux_protocol.limits import BATCH_ITEMS_MAX
 
 from .errors import OperatorError
+from .strict import nearest
 
 __all__ = [
     "ENVIRONMENT_PREFIX",
@@ -285,9 +285,7 @@ def _check_names(table: Mapping[str, Any], section: type[Section], path: str) ->
     for name, value in table.items():
         here = f"{path}.{name}" if path else name
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
-            raise _fail(here, f"unknown; {hint}")
+            raise _fail(here, f"unknown; {nearest(name, known)}")
         inner = _struct_of(known[name])
         if inner is None or not isinstance(value, dict):
             continue

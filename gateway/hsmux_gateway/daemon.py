@@ -22,6 +22,8 @@ import trio
 
 from hsmux_protocol.errors import HsmuxError
 
+from .access import first_policies
+from .access.policy import Policy
 from .assembly import Gateway
 from .audit.recorder import Recorder, RecordError
 from .config import Config
@@ -91,15 +93,21 @@ class _Signals:
             log.info("the records go on in a new file")
 
 
-async def run_init(config: Config) -> Initialised:
+async def run_init(config: Config, *, policy: Policy = first_policies.ADMINISTRATOR) -> Initialised:
     """Initialise a deployment; safe to run again.
+
+    Args:
+        config: Of the gateway.
+        policy: What the first administrator may do.
 
     Raises:
         OperatorError: A step cannot be done; says what to do.
     """
     with operator_border():
         async with open_foundation(config, create=True) as base:
-            return await initialise(base.config, base.instance, base.arena, base.tokens, base.store)
+            return await initialise(
+                base.config, base.instance, base.arena, base.tokens, base.store, policy
+            )
     raise AssertionError("the border raises what it catches")
 
 

@@ -20,6 +20,7 @@ from typing import Final, TextIO
 
 from hsmux.profiles import Profile, save_profile
 
+from .access.first_policies import EVERYTHING
 from .config import Config, load_config
 from .daemon import Addresses, log_to, run_serve
 from .errors import OperatorError
@@ -167,7 +168,9 @@ def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitabl
         instance = Path(config.instance_dir)
 
         async def before(base: Foundation) -> None:
-            await initialise(base.config, base.instance, base.arena, base.tokens, base.store)
+            await initialise(
+                base.config, base.instance, base.arena, base.tokens, base.store, EVERYTHING
+            )
 
         async def main() -> None:
             await run_serve(

@@ -54,7 +54,8 @@ from hsmux_protocol.errors import (
 from hsmux_protocol.fields import write_fields
 from hsmux_protocol.operations import OPERATIONS
 
-from .access.decision import CallFacts, decide
+from .access.asked import name_of
+from .access.decision import CallFacts, Decision, decide_again
 from .audit.recorder import Record, Recorder
 from .call import Call, Outcome
 from .fairness import FairBudget
@@ -268,8 +269,9 @@ class Engine:
 
     async def _done_together(self, calls: Sequence[Call]) -> list[Outcome] | None:
         try:
-            # All of one caller at one moment: what is decided for the first holds for all.
-            self._decide(calls[0], None)
+            # All of one caller, of one key, at one moment: only sizes can differ.
+            if "size" in self._decide(calls[0], None).depends_on:
+                return None
             if time.monotonic() >= min(call.deadline for call in calls):
                 return None
             return await self._runs[calls[0].operation.name](calls)
@@ -283,7 +285,7 @@ class Engine:
         except HsmuxError as error:
             return error
 
-    def _decide(self, call: Call, refusal: HsmuxError | None) -> None:
+    def _decide(self, call: Call, refusal: HsmuxError | None) -> Decision:
         facts = self._identities.facts(call)
         if not (facts.access_point_enabled and facts.client_key_enabled):
             raise Unauthenticated("this client key is not accepted any more")
@@ -291,12 +293,13 @@ class Engine:
             raise Unauthenticated("this client key has expired; issue a new one")
         if refusal is not None:
             raise refusal
-        if not decide(facts).allowed:
-            raise Denied(
-                f"access point {call.principal.access_point} may not {call.operation.permission}"
-            )
+        decision = decide_again(facts)
+        if not decision.allowed:
+            what = f"{call.operation.permission} {name_of(call)}".rstrip()
+            raise Denied(f"access point {call.principal.access_point} may not {what}")
         if time.monotonic() >= call.deadline:
             raise DeadlineExceeded("the time for this request ran out before it was begun")
+        return decision
 
     async def _do_counted(self, call: Call) -> list[Any]:
         tenant = call.principal.access_point_id

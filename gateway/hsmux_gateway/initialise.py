@@ -11,8 +11,9 @@ steps and finds all done but its own certificate.
     5. the CA: key in the token (or sealed), certificate in the store
     6. the gateway's own certificate and private key, as files; made anew when they are of another
        CA, do not carry the configured names, or are about to end
-    7. the first administrator: client key as files, then access point and client key in the store;
-       another client key where the files are gone, are of one that is revoked, or are about to end
+    7. the first administrator: client key as files, then its policy, access point and client key in
+       the store; another client key where the files are gone, are of one that is revoked, or are
+       about to end
 """
 
 import datetime
@@ -31,9 +32,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmux_native import Arena
 
+from .access import first_policies
 from .access.administration import client_key_row
 from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
 from .access.identities import spki_sha256
+from .access.policy import Policy, format_policy
 from .authority_key import DeploymentAuthority, ca_material, token_private_key
 from .config import Config
 from .errors import OperatorError
@@ -48,6 +51,7 @@ from .store.rows import (
     ClientKeyRow,
     GatewayKeyRow,
     IntentRow,
+    PolicyRow,
     RootRow,
     Row,
 )
@@ -67,7 +71,7 @@ __all__ = [
 log = structlog.get_logger("hsmux.initialise")
 
 ADMINISTRATOR: Final = "administrator"
-"""Name of the first access point."""
+"""Name of the first access point, and of its policy."""
 
 ADMINISTRATOR_VALIDITY: Final = datetime.timedelta(days=365)
 
@@ -394,7 +398,7 @@ def administrator_files(instance: Instance) -> Initialised:
 
 
 async def _make_administrator(
-    instance: Instance, authority: DeploymentAuthority, store: Store
+    instance: Instance, authority: DeploymentAuthority, store: Store, policy: Policy
 ) -> bool:
     """Step 7; whether a client key was made. The files come first, so a client key that is
     accepted is never without them.
@@ -411,10 +415,13 @@ async def _make_administrator(
     write_file(paths.certificate, certificate.public_bytes(serialization.Encoding.PEM))
     ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(paths.ca, ca_pem, mode=0o644)
-    description = "made by init; may do everything"
-    row = AccessPointRow(os.urandom(16), ADMINISTRATOR, description, "Enabled", _now_ms())
     if found is None:
-        await _write(store, [row, client_key_row(certificate, row.access_point_id)])
+        at_ms, description = _now_ms(), "the first administrator, made by init"
+        granted = PolicyRow(ADMINISTRATOR, format_policy(policy), at_ms)
+        row = AccessPointRow(
+            os.urandom(16), ADMINISTRATOR, description, "Enabled", granted.name, "", at_ms
+        )
+        await _write(store, [granted, row, client_key_row(certificate, row.access_point_id)])
     else:
         await _write(store, [client_key_row(certificate, found.access_point_id)])
         directory = str(instance.administrator)
@@ -437,7 +444,12 @@ def _is_accepted(paths: Initialised, accepted: list[bytes]) -> bool:
 
 
 async def initialise(
-    config: Config, instance: Instance, arena: Arena, tokens: dict[str, Token], store: Store
+    config: Config,
+    instance: Instance,
+    arena: Arena,
+    tokens: dict[str, Token],
+    store: Store,
+    policy: Policy = first_policies.ADMINISTRATOR,
 ) -> Initialised:
     """Do every step that is not done yet.
 
@@ -447,6 +459,7 @@ async def initialise(
         arena: Key memory.
         tokens: Open tokens by name.
         store: Created; bare or sealed.
+        policy: What the first administrator may do.
 
     Returns:
         Where the administrator's client key is, and what was made.
@@ -461,12 +474,13 @@ async def initialise(
     has_wrapping_key = await _make_wrapping_key(config, tokens, store)
     row, has_ca = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
+    administrator = await _make_administrator(instance, authority, store, policy)
     made = {
         "the root key": bootstrap.bare,
         "the wrapping key": has_wrapping_key,
         "the CA": has_ca,
         "the gateway's certificate": await _make_server_certificate(config, instance, authority),
-        "the administrator's client key": await _make_administrator(instance, authority, store),
+        "the administrator's client key": administrator,
     }
     done = tuple(name for name, is_new in made.items() if is_new)
     return replace(administrator_files(instance), made=done)

@@ -7,7 +7,7 @@ before anything is sent: a mistake costs no round trip.
 
 import datetime
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from hsmux_protocol.errors import InvalidArgument, ProtocolError, RemoteProtocolError
@@ -15,7 +15,13 @@ from hsmux_protocol.fields import write_fields
 from hsmux_protocol.keys import KEY_SPECS
 from hsmux_protocol.limits import IDEMPOTENCY_TOKEN_SIZE
 from hsmux_protocol.operations import OPERATIONS, OPTIONS, PAGE_ITEMS_MAX, Operation
-from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, KeyRecord
+from hsmux_protocol.records import (
+    AccessPointRecord,
+    ClientKeyRecord,
+    KeyRecord,
+    NetworkRuleRecord,
+    PolicyRecord,
+)
 from hsmux_protocol.references import ALIAS_PREFIX, format_identifier, format_key_id
 from hsmux_protocol.references import parse_identifier as parse
 
@@ -28,6 +34,9 @@ from .results import (
     Encrypted,
     IssuedClientKey,
     Key,
+    NetworkRule,
+    Policy,
+    PolicyDecision,
     PublicKey,
     Signature,
     Status,
@@ -43,6 +52,9 @@ __all__ = [
     "create_client_key",
     "create_key",
     "decrypt",
+    "delete_access_point",
+    "delete_network_rule",
+    "delete_policy",
     "encrypt",
     "end_of",
     "following_page",
@@ -50,15 +62,25 @@ __all__ = [
     "list_access_points",
     "list_client_keys",
     "list_keys",
+    "list_network_rules",
+    "list_policies",
     "make_call",
     "options_of",
     "public_key",
+    "put_network_rule",
+    "put_policy",
     "reference_of",
     "revoke_client_key",
+    "show_access_point",
+    "show_client_key",
     "show_key",
+    "show_network_rule",
+    "show_policy",
     "sign",
     "status",
+    "test_policy",
     "timeout_of",
+    "update_access_point",
     "verify",
 ]
 
@@ -194,8 +216,25 @@ def _access_point(record: AccessPointRecord) -> AccessPoint:
         record.name,
         record.description,
         record.state,
+        tuple(record.policies),
+        tuple(record.network_rules),
         _moment(record.created_at_ms),
     )
+
+
+def _policy(record: PolicyRecord, document: str = "") -> Policy:
+    return Policy(
+        record.name,
+        record.description,
+        record.statements,
+        record.access_points,
+        _moment(record.updated_at_ms),
+        document,
+    )
+
+
+def _network_rule(record: NetworkRuleRecord) -> NetworkRule:
+    return NetworkRule(record.name, tuple(record.networks), _moment(record.updated_at_ms))
 
 
 def _client_key(record: ClientKeyRecord) -> ClientKey:
@@ -334,11 +373,111 @@ def list_client_keys(following: bytes) -> Call[Page[ClientKey]]:
     return _list("list_client_keys", _client_key, following)
 
 
-def create_access_point(name: str, description: str) -> Call[AccessPoint]:
+def list_policies(following: bytes) -> Call[Page[Policy]]:
+    """A page of policies."""
+    return _list("list_policies", _policy, following)
+
+
+def list_network_rules(following: bytes) -> Call[Page[NetworkRule]]:
+    """A page of network rules."""
+    return _list("list_network_rules", _network_rule, following)
+
+
+def create_access_point(name: str, description: str, policies: Sequence[str]) -> Call[AccessPoint]:
     """Make an access point."""
+    return make_call("create_access_point", _one(_access_point), name, description, list(policies))
+
+
+def show_access_point(access_point: str) -> Call[AccessPoint]:
+    """One access point."""
+    return make_call("show_access_point", _one(_access_point), access_point)
+
+
+def update_access_point(
+    access_point: str,
+    description: str | None,
+    enabled: bool | None,
+    moved: tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]],
+) -> Call[AccessPoint]:
+    """Change an access point.
+
+    Args:
+        access_point: Which one.
+        description: New words; None: those that are there.
+        enabled: Whether it is accepted; None: as it is.
+        moved: Policies to add and to remove, network rules to add and to remove.
+    """
+    state = None if enabled is None else ("Enabled" if enabled else "Disabled")
+    lists = map(list, moved)
     return make_call(
-        "create_access_point", lambda values: _access_point(values[0]), name, description
+        "update_access_point", _one(_access_point), access_point, description, state, *lists
     )
+
+
+def delete_access_point(access_point: str) -> Call[AccessPoint]:
+    """Refuse an access point for ever."""
+    return make_call("delete_access_point", _one(_access_point), access_point)
+
+
+def put_policy(name: str, document: str) -> Call[Policy]:
+    """Make or replace a policy."""
+    return make_call("put_policy", _one(_policy), name, document)
+
+
+def show_policy(name: str) -> Call[Policy]:
+    """One policy with its document."""
+    return make_call("show_policy", lambda values: _policy(*values), name)
+
+
+def delete_policy(name: str) -> Call[Policy]:
+    """Remove a policy."""
+    return make_call("delete_policy", _one(_policy), name)
+
+
+def test_policy(
+    access_point: str,
+    operation: str,
+    resource: KeyName | None,
+    context: Mapping[str, str] | None,
+    address: str | None,
+    size: int,
+) -> Call[PolicyDecision]:
+    """What would be decided."""
+    return make_call(
+        "test_policy",
+        lambda values: PolicyDecision(values[0], values[1], tuple(values[2])),
+        access_point,
+        operation,
+        None if resource is None else reference_of(resource),
+        context,
+        address,
+        size,
+    )
+
+
+def put_network_rule(name: str, networks: Sequence[str]) -> Call[NetworkRule]:
+    """Make or replace a network rule."""
+    return make_call("put_network_rule", _one(_network_rule), name, list(networks))
+
+
+def show_network_rule(name: str) -> Call[NetworkRule]:
+    """One network rule."""
+    return make_call("show_network_rule", _one(_network_rule), name)
+
+
+def delete_network_rule(name: str) -> Call[NetworkRule]:
+    """Remove a network rule."""
+    return make_call("delete_network_rule", _one(_network_rule), name)
+
+
+def _one(convert: Callable[[Any], R]) -> Callable[[list[Any]], R]:
+    """What makes a result of an answer that is one record."""
+    return lambda values: convert(values[0])
+
+
+def show_client_key(client_key_id: str) -> Call[ClientKey]:
+    """One client key."""
+    return _with_client_key("show_client_key", client_key_id)
 
 
 def create_client_key(
@@ -364,13 +503,17 @@ def create_client_key(
 
 def revoke_client_key(client_key_id: str) -> Call[ClientKey]:
     """Refuse a client key from now on."""
+    return _with_client_key("revoke_client_key", client_key_id)
+
+
+def _with_client_key(name: str, client_key_id: str) -> Call[ClientKey]:
     try:
         if not isinstance(client_key_id, str):
             raise ValueError(f"client_key_id: must be text, {CLIENT_KEY_PREFIX}<identifier>")
         identifier = parse(CLIENT_KEY_PREFIX, client_key_id)
     except ValueError as error:
-        raise InvalidArgument(f"revoke_client_key: {error}") from None
-    return make_call("revoke_client_key", lambda values: _client_key(values[0]), identifier)
+        raise InvalidArgument(f"{name}: {error}") from None
+    return make_call(name, _one(_client_key), identifier)
 
 
 def status() -> Call[Status]:

@@ -12,6 +12,9 @@ __all__ = [
     "Encrypted",
     "IssuedClientKey",
     "Key",
+    "NetworkRule",
+    "Policy",
+    "PolicyDecision",
     "PublicKey",
     "Signature",
     "Status",
@@ -141,7 +144,10 @@ class AccessPoint:
         access_point_id: `ap-<base32>`.
         name: Unique in the deployment.
         description: What its maker wrote.
-        state: "Enabled" or "Disabled".
+        state: "Enabled", "Disabled" or "Deleted".
+        policies: Names of its policies, ascending.
+        network_rules: Names of the network rules inside one of which it has to be; none: it may
+            be anywhere.
         created_at: When it was made, UTC.
     """
 
@@ -149,7 +155,60 @@ class AccessPoint:
     name: str
     description: str
     state: str
+    policies: tuple[str, ...]
+    network_rules: tuple[str, ...]
     created_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy: what access points that have it may do, and may not.
+
+    Attributes:
+        name: Unique in the deployment.
+        description: What its document says of itself.
+        statements: How many it has.
+        access_points: How many access points have it.
+        updated_at: When it was last put, UTC.
+        document: The document as JSON; empty in lists.
+    """
+
+    name: str
+    description: str
+    statements: int
+    access_points: int
+    updated_at: datetime.datetime
+    document: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRule:
+    """A named list of networks that policies and access points can require.
+
+    Attributes:
+        name: Unique in the deployment.
+        networks: IPv4 and IPv6 networks as CIDR, ascending.
+        updated_at: When it was last put, UTC.
+    """
+
+    name: str
+    networks: tuple[str, ...]
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDecision:
+    """What would be decided of a request.
+
+    Attributes:
+        allowed: The effect.
+        statement: The statement that decides, or why none does.
+        missing: What the statements that could allow it want.
+    """
+
+    allowed: bool
+    statement: str
+    missing: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,9 @@ from .results import (
     Encrypted,
     IssuedClientKey,
     Key,
+    NetworkRule,
+    Policy,
+    PolicyDecision,
     PublicKey,
     Signature,
     Status,
@@ -329,15 +332,86 @@ class TrioClient:
         name: str,
         *,
         description: str = "",
+        policies: Sequence[str] = (),
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
         """Make an access point: the identity of one application.
 
+        Args:
+            name: Unique in the deployment.
+            description: What for.
+            policies: Names of at most 16 policies; without any it may do nothing.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
         Raises:
             Conflict: The name is taken.
+            NotFound: There is no such policy.
         """
-        call = _calls.create_access_point(name, description)
+        call = _calls.create_access_point(name, description, policies)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def show_access_point(
+        self, access_point: str, *, timeout_s: float | None = None
+    ) -> AccessPoint:
+        """One access point, by its name or `ap-<identifier>`.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return await self._perform(_calls.show_access_point(access_point), timeout_s)
+
+    async def update_access_point(
+        self,
+        access_point: str,
+        *,
+        description: str | None = None,
+        enabled: bool | None = None,
+        add_policies: Sequence[str] = (),
+        remove_policies: Sequence[str] = (),
+        add_network_rules: Sequence[str] = (),
+        remove_network_rules: Sequence[str] = (),
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> AccessPoint:
+        """Change an access point; takes effect at once, on open connections too.
+
+        Args:
+            access_point: Its name, or `ap-<identifier>`.
+            description: New words; None: those that are there.
+            enabled: Whether it is accepted; None: as it is.
+            add_policies: Names of policies it gets.
+            remove_policies: Names of policies it loses.
+            add_network_rules: Names of network rules; it has to be inside one of all it has.
+            remove_network_rules: Names of network rules it loses.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            NotFound: There is no such access point, policy or network rule.
+            Denied: It is the caller's own.
+            Conflict: Nobody would be left who could administer access.
+        """
+        moved = (add_policies, remove_policies, add_network_rules, remove_network_rules)
+        call = _calls.update_access_point(access_point, description, enabled, moved)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def delete_access_point(
+        self,
+        access_point: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> AccessPoint:
+        """Refuse an access point for ever; its name stays taken.
+
+        Raises:
+            NotFound: There is none.
+            Denied: It is the caller's own.
+            Conflict: Nobody would be left who could administer access.
+        """
+        call = _calls.delete_access_point(access_point)
         return await self._perform(call, timeout_s, idempotency_token)
 
     async def list_access_points(self, *, timeout_s: float | None = None) -> list[AccessPoint]:
@@ -387,6 +461,149 @@ class TrioClient:
             Conflict: It is the one this client uses.
         """
         call = _calls.revoke_client_key(client_key_id)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def show_client_key(
+        self, client_key_id: str, *, timeout_s: float | None = None
+    ) -> ClientKey:
+        """One client key (`ck-<identifier>`).
+
+        Raises:
+            NotFound: There is no such client key.
+        """
+        return await self._perform(_calls.show_client_key(client_key_id), timeout_s)
+
+    async def put_policy(
+        self,
+        name: str,
+        document: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Policy:
+        """Make a policy, or replace it for all access points that have it.
+
+        Args:
+            name: 1 to 64 of a-z 0-9 . _ -, a letter or digit first.
+            document: JSON of at most 16 KiB; docs/access.md says what it holds.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            InvalidArgument: The document is no policy; the text names the place.
+            NotFound: It requires a network rule that is not there.
+            Denied: The caller's own access point has it.
+            Conflict: Nobody would be left who could administer access.
+        """
+        call = _calls.put_policy(name, document)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def show_policy(self, name: str, *, timeout_s: float | None = None) -> Policy:
+        """One policy with its document.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return await self._perform(_calls.show_policy(name), timeout_s)
+
+    async def list_policies(self, *, timeout_s: float | None = None) -> list[Policy]:
+        """All policies in the order of their names, without their documents."""
+        return await self._perform_pages(_calls.list_policies, timeout_s)
+
+    async def delete_policy(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Policy:
+        """Remove a policy.
+
+        Raises:
+            NotFound: There is none.
+            Conflict: An access point has it.
+        """
+        return await self._perform(_calls.delete_policy(name), timeout_s, idempotency_token)
+
+    async def test_policy(
+        self,
+        access_point: str,
+        operation: str,
+        *,
+        resource: KeyName | None = None,
+        context: Mapping[str, str] | None = None,
+        address: str | None = None,
+        size: int = 0,
+        timeout_s: float | None = None,
+    ) -> PolicyDecision:
+        """What would be decided of a request, and by which statement.
+
+        Args:
+            access_point: Who would ask: a name, or `ap-<identifier>`.
+            operation: What it would ask for, such as "encrypt".
+            resource: The key it would name; None: none.
+            context: The encryption context it would send.
+            address: The IP address it would come from; None: unknown, inside no network.
+            size: Bytes of the data it would send.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: There is no such access point.
+            InvalidArgument: There is no such operation.
+        """
+        call = _calls.test_policy(access_point, operation, resource, context, address, size)
+        return await self._perform(call, timeout_s)
+
+    async def put_network_rule(
+        self,
+        name: str,
+        networks: Sequence[str],
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> NetworkRule:
+        """Make a network rule, or replace it wherever it is required.
+
+        Args:
+            name: 1 to 64 of a-z 0-9 . _ -, a letter or digit first.
+            networks: 1 to 256 IPv4 and IPv6 networks as CIDR.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            InvalidArgument: One is no network; the text names it.
+            Denied: The caller's own access point depends on it.
+            Conflict: Nobody would be left who could administer access.
+        """
+        call = _calls.put_network_rule(name, networks)
+        return await self._perform(call, timeout_s, idempotency_token)
+
+    async def show_network_rule(self, name: str, *, timeout_s: float | None = None) -> NetworkRule:
+        """One network rule.
+
+        Raises:
+            NotFound: There is none.
+        """
+        return await self._perform(_calls.show_network_rule(name), timeout_s)
+
+    async def list_network_rules(self, *, timeout_s: float | None = None) -> list[NetworkRule]:
+        """All network rules, in the order of their names."""
+        return await self._perform_pages(_calls.list_network_rules, timeout_s)
+
+    async def delete_network_rule(
+        self,
+        name: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> NetworkRule:
+        """Remove a network rule.
+
+        Raises:
+            NotFound: There is none.
+            Conflict: A policy or an access point requires it.
+        """
+        call = _calls.delete_network_rule(name)
         return await self._perform(call, timeout_s, idempotency_token)
 
     async def status(self, *, timeout_s: float | None = None) -> Status:

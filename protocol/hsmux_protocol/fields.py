@@ -5,6 +5,7 @@ back. Both refuse with a ValueError whose text begins with what is wrong, so the
 the field's name before it. A type is strict: a boolean is no number, a text is no binary value.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
@@ -22,6 +23,7 @@ __all__ = [
     "Field",
     "FieldType",
     "Integer",
+    "Name",
     "Numbers",
     "Optional",
     "Record",
@@ -34,6 +36,7 @@ __all__ = [
     "write_fields",
 ]
 
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 TAGS_MAX: Final = 50
 TAG_SIZE_MAX: Final = 256
 NUMBERS_MAX: Final = 64
@@ -84,6 +87,21 @@ class Text:
 
     def describe(self) -> str:
         return f"str {self.size_min}..{self.size_max} bytes"
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A name that people give a policy or a network rule; one spelling, no look-alikes."""
+
+    def read(self, value: Any) -> str:
+        if type(value) is not str or not _NAME.fullmatch(value):
+            raise ValueError("must be a name: 1 to 64 of a-z 0-9 . _ -, a letter or digit first")
+        return value
+
+    write = read
+
+    def describe(self) -> str:
+        return "str: a name, 1..64 of a-z 0-9 . _ -"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from .fields import (
     Context,
     Field,
     Integer,
+    Name,
     Optional,
     Record,
     Reference,
@@ -34,15 +35,27 @@ from .limits import (
     ITEM_SIZE_MAX,
     RANDOM_SIZE_MAX,
 )
-from .records import AccessPointRecord, ClientKeyRecord, KeyRecord, TokenRecord
+from .records import (
+    AccessPointRecord,
+    ClientKeyRecord,
+    KeyRecord,
+    NetworkRuleRecord,
+    PolicyRecord,
+    TokenRecord,
+)
 
 __all__ = [
+    "DOCUMENT_SIZE_MAX",
     "ENVELOPE_SIZE_MAX",
+    "NETWORKS_MAX",
     "OPERATIONS",
     "OPERATION_BY_NUMBER",
     "OPTIONS",
     "PAGE_ITEMS_MAX",
+    "PERMISSIONS",
+    "POLICIES_MAX",
     "RECORDS",
+    "ROLES",
     "SIGNATURE_SIZE_MAX",
     "VALIDITY_DAYS_MAX",
     "Operation",
@@ -55,6 +68,12 @@ NAME_SIZE_MAX: Final = 128
 DESCRIPTION_SIZE_MAX: Final = 8192
 ALIASES_MAX: Final = 100
 VALIDITY_DAYS_MAX: Final = 5 * 366
+POLICIES_MAX: Final = 16
+"""Policies of an access point, and network rules of one."""
+DOCUMENT_SIZE_MAX: Final = 16 * 1024
+"""Bytes of a policy's document."""
+NETWORKS_MAX: Final = 256
+"""Networks of a network rule."""
 _TIME_MS_MAX: Final = 2**53
 
 OPTIONS: Final[dict[str, Binary]] = {
@@ -81,6 +100,9 @@ class Operation:
         deadline_default_ms: Time in milliseconds when the caller names none.
         deadline_max_ms: The longest time in milliseconds a caller can ask for.
         plane: "data" uses keys, "control" manages things.
+        resource: What a policy may name: "key": the key of its first reference or envelope;
+            "new key": the names a key is made with; empty: nothing, so only `*` grants it.
+        roles: Roles of policies that grant its permission.
         command: The command's verb, or empty where a batch or a client does it.
     """
 
@@ -94,6 +116,8 @@ class Operation:
     deadline_default_ms: int = 10_000
     deadline_max_ms: int = 60_000
     plane: Literal["data", "control"] = "data"
+    resource: Literal["", "key", "new key"] = ""
+    roles: tuple[str, ...] = ()
     command: str = ""
 
 
@@ -112,6 +136,8 @@ _NEXT_PAGE: Final = Field("next_page", Binary(64))
 _ACCESS_POINT: Final = Field("access_point", Text(NAME_SIZE_MAX, 1))
 _TIME: Final = Integer(_TIME_MS_MAX)
 _STATE: Final = Choice(("Enabled", "Disabled", "Revoked"))
+_NAME: Final = Field("name", Name())
+_POLICIES: Final = Array(Name(), POLICIES_MAX)
 
 KEY_RECORD: Final = Record(
     KeyRecord,
@@ -136,8 +162,28 @@ ACCESS_POINT_RECORD: Final = Record(
         Field("access_point_id", Binary(16, 16)),
         Field("name", Text(NAME_SIZE_MAX, 1)),
         Field("description", Text(DESCRIPTION_SIZE_MAX)),
-        Field("state", _STATE),
+        Field("state", Choice(("Enabled", "Disabled", "Deleted"))),
+        Field("policies", _POLICIES),
+        Field("network_rules", _POLICIES),
         Field("created_at_ms", _TIME),
+    ),
+)
+POLICY_RECORD: Final = Record(
+    PolicyRecord,
+    (
+        _NAME,
+        Field("description", Text(1024)),
+        Field("statements", Integer(2**16)),
+        Field("access_points", Integer(2**32)),
+        Field("updated_at_ms", _TIME),
+    ),
+)
+NETWORK_RULE_RECORD: Final = Record(
+    NetworkRuleRecord,
+    (
+        _NAME,
+        Field("networks", Array(Text(64, 1), NETWORKS_MAX)),
+        Field("updated_at_ms", _TIME),
     ),
 )
 CLIENT_KEY_RECORD: Final = Record(
@@ -163,7 +209,14 @@ TOKEN_RECORD: Final = Record(
         Field("restarts", Integer(2**32)),
     ),
 )
-RECORDS: Final = (KEY_RECORD, ACCESS_POINT_RECORD, CLIENT_KEY_RECORD, TOKEN_RECORD)
+RECORDS: Final = (
+    KEY_RECORD,
+    ACCESS_POINT_RECORD,
+    CLIENT_KEY_RECORD,
+    POLICY_RECORD,
+    NETWORK_RULE_RECORD,
+    TOKEN_RECORD,
+)
 
 _TABLE: Final = (
     Operation(
@@ -173,6 +226,8 @@ _TABLE: Final = (
         (_KEY, _CONTEXT, Field("plaintext", Binary(ITEM_SIZE_MAX))),
         (Field("ciphertext", Binary(ENVELOPE_SIZE_MAX)), *_USED),
         permission="encrypt",
+        resource="key",
+        roles=("crypto-user", "encrypt-only"),
         command="encrypt",
     ),
     Operation(
@@ -186,6 +241,8 @@ _TABLE: Final = (
         ),
         (Field("plaintext", Binary(ITEM_SIZE_MAX)), *_USED),
         permission="decrypt",
+        resource="key",
+        roles=("crypto-user", "decrypt-only"),
         command="decrypt",
     ),
     Operation(
@@ -199,6 +256,8 @@ _TABLE: Final = (
             *_USED,
         ),
         permission="encrypt",
+        resource="key",
+        roles=("crypto-user", "encrypt-only"),
         deadline_default_ms=30_000,
     ),
     Operation(
@@ -218,6 +277,8 @@ _TABLE: Final = (
             Field("key_versions", Column(FRAME_SIZE_MAX, items="u32")),
         ),
         permission="decrypt",
+        resource="key",
+        roles=("crypto-user", "decrypt-only"),
         deadline_default_ms=30_000,
     ),
     Operation(
@@ -227,6 +288,8 @@ _TABLE: Final = (
         (_KEY, _ALGORITHM, _DIGEST, _MESSAGE),
         (Field("signature", Binary(SIGNATURE_SIZE_MAX)), *_USED),
         permission="sign",
+        resource="key",
+        roles=("crypto-user",),
         command="sign",
     ),
     Operation(
@@ -236,6 +299,8 @@ _TABLE: Final = (
         (_KEY, _ALGORITHM, _DIGEST, _MESSAGE, Field("signature", Binary(SIGNATURE_SIZE_MAX))),
         _USED,
         permission="verify",
+        resource="key",
+        roles=("crypto-user", "verifier"),
         command="verify",
     ),
     Operation(
@@ -245,6 +310,7 @@ _TABLE: Final = (
         (Field("length", Integer(RANDOM_SIZE_MAX, 1)),),
         (Field("random", Binary(RANDOM_SIZE_MAX)),),
         permission="generate_random",
+        roles=("crypto-user",),
         command="random",
     ),
     Operation(
@@ -254,6 +320,8 @@ _TABLE: Final = (
         (_KEY,),
         (Field("der", Binary(4096)), Field("spec", Choice(tuple(KEY_SPECS))), *_USED),
         permission="get_public_key",
+        resource="key",
+        roles=("crypto-user", "verifier", "key-admin", "auditor"),
         command="key public",
     ),
     Operation(
@@ -271,6 +339,8 @@ _TABLE: Final = (
         ),
         (Field("key", KEY_RECORD),),
         permission="create_key",
+        resource="new key",
+        roles=("key-admin",),
         changes=True,
         deadline_default_ms=30_000,
         deadline_max_ms=120_000,
@@ -284,6 +354,7 @@ _TABLE: Final = (
         (_PAGE, _LIMIT),
         (Field("keys", Array(KEY_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
         permission="list_keys",
+        roles=("key-admin", "auditor"),
         plane="control",
         command="key list",
     ),
@@ -294,6 +365,8 @@ _TABLE: Final = (
         (_KEY,),
         (Field("key", KEY_RECORD),),
         permission="show_key",
+        resource="key",
+        roles=("crypto-user", "key-admin", "auditor"),
         plane="control",
         command="key show",
     ),
@@ -301,9 +374,14 @@ _TABLE: Final = (
         64,
         "create_access_point",
         "Make an access point: the identity of one application.",
-        (Field("name", Text(NAME_SIZE_MAX, 1)), Field("description", Text(DESCRIPTION_SIZE_MAX))),
+        (
+            Field("name", Text(NAME_SIZE_MAX, 1)),
+            Field("description", Text(DESCRIPTION_SIZE_MAX)),
+            Field("policies", _POLICIES),
+        ),
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="create_access_point",
+        roles=("access-admin",),
         changes=True,
         plane="control",
         command="access-point create",
@@ -315,8 +393,52 @@ _TABLE: Final = (
         (_PAGE, _LIMIT),
         (Field("access_points", Array(ACCESS_POINT_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
         permission="list_access_points",
+        roles=("access-admin", "auditor"),
         plane="control",
         command="access-point list",
+    ),
+    Operation(
+        66,
+        "show_access_point",
+        "One access point.",
+        (_ACCESS_POINT,),
+        (Field("access_point", ACCESS_POINT_RECORD),),
+        permission="show_access_point",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="access-point show",
+    ),
+    Operation(
+        67,
+        "update_access_point",
+        "Change what is not nil, and give or take policies and network rules.",
+        (
+            _ACCESS_POINT,
+            Field("description", Optional(Text(DESCRIPTION_SIZE_MAX))),
+            Field("state", Optional(Choice(("Enabled", "Disabled")))),
+            Field("add_policies", _POLICIES),
+            Field("remove_policies", _POLICIES),
+            Field("add_network_rules", _POLICIES),
+            Field("remove_network_rules", _POLICIES),
+        ),
+        (Field("access_point", ACCESS_POINT_RECORD),),
+        permission="update_access_point",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="access-point update",
+    ),
+    Operation(
+        68,
+        "delete_access_point",
+        "Refuse an access point for ever; its name is not given again.",
+        (_ACCESS_POINT,),
+        (Field("access_point", ACCESS_POINT_RECORD),),
+        permission="delete_access_point",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="access-point delete",
     ),
     Operation(
         72,
@@ -334,6 +456,7 @@ _TABLE: Final = (
             Field("private_key", Optional(Binary(16384))),
         ),
         permission="create_client_key",
+        roles=("access-admin",),
         changes=True,
         plane="control",
         command="client-key create",
@@ -345,6 +468,7 @@ _TABLE: Final = (
         (_PAGE, _LIMIT),
         (Field("client_keys", Array(CLIENT_KEY_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
         permission="list_client_keys",
+        roles=("access-admin", "auditor"),
         plane="control",
         command="client-key list",
     ),
@@ -355,9 +479,135 @@ _TABLE: Final = (
         (Field("client_key_id", Binary(16, 16)),),
         (Field("client_key", CLIENT_KEY_RECORD),),
         permission="revoke_client_key",
+        roles=("access-admin",),
         changes=True,
         plane="control",
         command="client-key revoke",
+    ),
+    Operation(
+        75,
+        "show_client_key",
+        "One client key.",
+        (Field("client_key_id", Binary(16, 16)),),
+        (Field("client_key", CLIENT_KEY_RECORD),),
+        permission="show_client_key",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="client-key show",
+    ),
+    Operation(
+        80,
+        "put_policy",
+        "Make a policy, or replace it for all access points that have it.",
+        (_NAME, Field("document", Text(DOCUMENT_SIZE_MAX, 1))),
+        (Field("policy", POLICY_RECORD),),
+        permission="put_policy",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="policy put",
+    ),
+    Operation(
+        81,
+        "show_policy",
+        "One policy with its document.",
+        (_NAME,),
+        (Field("policy", POLICY_RECORD), Field("document", Text(DOCUMENT_SIZE_MAX))),
+        permission="show_policy",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="policy show",
+    ),
+    Operation(
+        82,
+        "list_policies",
+        "Policies in the order of their names, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("policies", Array(POLICY_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_policies",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="policy list",
+    ),
+    Operation(
+        83,
+        "delete_policy",
+        "Remove a policy that no access point has.",
+        (_NAME,),
+        (Field("policy", POLICY_RECORD),),
+        permission="delete_policy",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="policy delete",
+    ),
+    Operation(
+        84,
+        "test_policy",
+        "What would be decided of a request, and by which statement.",
+        (
+            _ACCESS_POINT,
+            Field("operation", Text(NAME_SIZE_MAX, 1)),
+            Field("resource", Optional(Reference())),
+            _CONTEXT,
+            Field("address", Optional(Text(64, 1))),
+            Field("size", Integer(FRAME_SIZE_MAX)),
+        ),
+        (
+            Field("allowed", Boolean()),
+            Field("statement", Text(1024)),
+            Field("missing", Array(Text(1024), 64)),
+        ),
+        permission="test_policy",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="policy test",
+    ),
+    Operation(
+        88,
+        "put_network_rule",
+        "Make a network rule, or replace it wherever it is required.",
+        (_NAME, Field("networks", Array(Text(64, 1), NETWORKS_MAX))),
+        (Field("network_rule", NETWORK_RULE_RECORD),),
+        permission="put_network_rule",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="network-rule put",
+    ),
+    Operation(
+        89,
+        "show_network_rule",
+        "One network rule.",
+        (_NAME,),
+        (Field("network_rule", NETWORK_RULE_RECORD),),
+        permission="show_network_rule",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="network-rule show",
+    ),
+    Operation(
+        90,
+        "list_network_rules",
+        "Network rules in the order of their names, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("network_rules", Array(NETWORK_RULE_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_network_rules",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="network-rule list",
+    ),
+    Operation(
+        91,
+        "delete_network_rule",
+        "Remove a network rule that nothing requires.",
+        (_NAME,),
+        (Field("network_rule", NETWORK_RULE_RECORD),),
+        permission="delete_network_rule",
+        changes=True,
+        plane="control",
+        roles=("access-admin",),
+        command="network-rule delete",
     ),
     Operation(
         96,
@@ -376,10 +626,20 @@ _TABLE: Final = (
             Field("tokens", Array(TOKEN_RECORD, 64)),
         ),
         permission="show_status",
+        roles=("key-admin", "access-admin", "auditor"),
         plane="control",
         command="status",
     ),
 )
 
 OPERATIONS: Final[dict[str, Operation]] = {operation.name: operation for operation in _TABLE}
+PERMISSIONS: Final = frozenset(operation.permission for operation in _TABLE)
+"""All that a policy can grant."""
+
+ROLES: Final[dict[str, frozenset[str]]] = {
+    role: frozenset(o.permission for o in _TABLE if role in o.roles)
+    for role in sorted({role for operation in _TABLE for role in operation.roles})
+}
+"""Permissions by role."""
+
 OPERATION_BY_NUMBER: Final[dict[int, Operation]] = {o.number: o for o in _TABLE}

@@ -4,7 +4,14 @@ reader.
 
 from typing import NamedTuple
 
-__all__ = ["AccessPointRecord", "ClientKeyRecord", "KeyRecord", "TokenRecord"]
+__all__ = [
+    "AccessPointRecord",
+    "ClientKeyRecord",
+    "KeyRecord",
+    "NetworkRuleRecord",
+    "PolicyRecord",
+    "TokenRecord",
+]
 
 
 class KeyRecord(NamedTuple):
@@ -48,6 +55,9 @@ class AccessPointRecord(NamedTuple):
         name: Unique in the deployment.
         description: What its maker wrote.
         state: Whether it is accepted.
+        policies: Names of its policies, ascending.
+        network_rules: Names of the network rules from inside one of which it must come; none:
+            from anywhere.
         created_at_ms: When it was made, in milliseconds since 1970 UTC.
     """
 
@@ -55,7 +65,41 @@ class AccessPointRecord(NamedTuple):
     name: str
     description: str
     state: str
+    policies: list[str]
+    network_rules: list[str]
     created_at_ms: int
+
+
+class PolicyRecord(NamedTuple):
+    """A policy without its document.
+
+    Attributes:
+        name: Unique in the deployment.
+        description: What its document says of itself.
+        statements: How many it has.
+        access_points: How many access points have it.
+        updated_at_ms: When it was last put, in milliseconds since 1970 UTC.
+    """
+
+    name: str
+    description: str
+    statements: int
+    access_points: int
+    updated_at_ms: int
+
+
+class NetworkRuleRecord(NamedTuple):
+    """A named list of networks.
+
+    Attributes:
+        name: Unique in the deployment.
+        networks: IPv4 and IPv6 networks as CIDR, ascending.
+        updated_at_ms: When it was last put, in milliseconds since 1970 UTC.
+    """
+
+    name: str
+    networks: list[str]
+    updated_at_ms: int
 
 
 class ClientKeyRecord(NamedTuple):

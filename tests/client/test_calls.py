@@ -31,7 +31,20 @@ CALLS: dict[str, Call[Any]] = {
     "create_key": _calls.create_key("AES_256", None, None, None, None, "", None),
     "show_key": _calls.show_key("alias/a"),
     "list_keys": _calls.list_keys(b""),
-    "create_access_point": _calls.create_access_point("a", ""),
+    "create_access_point": _calls.create_access_point("a", "", ["p"]),
+    "show_access_point": _calls.show_access_point("a"),
+    "update_access_point": _calls.update_access_point("a", None, True, (["p"], [], [], ["n"])),
+    "delete_access_point": _calls.delete_access_point("a"),
+    "show_client_key": _calls.show_client_key(format_identifier("ck-", bytes(16))),
+    "put_policy": _calls.put_policy("p", "{}"),
+    "show_policy": _calls.show_policy("p"),
+    "list_policies": _calls.list_policies(b""),
+    "delete_policy": _calls.delete_policy("p"),
+    "test_policy": _calls.test_policy("a", "encrypt", "alias/a", {"a": "b"}, "::1", 5),
+    "put_network_rule": _calls.put_network_rule("n", ["10.0.0.0/8"]),
+    "show_network_rule": _calls.show_network_rule("n"),
+    "list_network_rules": _calls.list_network_rules(b""),
+    "delete_network_rule": _calls.delete_network_rule("n"),
     "list_access_points": _calls.list_access_points(b""),
     "create_client_key": _calls.create_client_key("a", None, 1),
     "list_client_keys": _calls.list_client_keys(b""),
@@ -129,7 +142,7 @@ MISTAKES: dict[str, Callable[[], Call[Any]]] = {
         1,
     ),
     "create_client_key: validity_days": lambda: unchecked.create_client_key("a", None, 5000),
-    "create_access_point: name: must have 1": lambda: unchecked.create_access_point("", ""),
+    "create_access_point: name: must have 1": lambda: unchecked.create_access_point("", "", []),
     "revoke_client_key: client_key_id: must be text": lambda: unchecked.revoke_client_key(5),
     "revoke_client_key: 'ap-": lambda: unchecked.revoke_client_key(
         format_identifier("ap-", bytes(16))
@@ -164,7 +177,7 @@ def test_what_is_not_said_about_a_key_follows_from_the_rest() -> None:
 
 
 def test_a_list_that_has_no_end_is_a_protocol_error() -> None:
-    record = AccessPointRecord(bytes(16), "a", "", "Enabled", 0)
+    record = AccessPointRecord(bytes(16), "a", "", "Enabled", [], [], 0)
     page = CALLS["list_access_points"].result([[record], b"next"])
     assert _calls.following_page(page, b"") == b"next"
     assert _calls.following_page(Page([], b""), b"next") == b""

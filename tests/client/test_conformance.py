@@ -181,7 +181,7 @@ def test_lists_have_every_page(client: Any) -> None:
 def test_a_client_key_for_a_request(
     client: Any, kind: str, gateway: Running, tmp_path: Path, form: str
 ) -> None:
-    owner = client.create_access_point(new_name())
+    owner = client.create_access_point(new_name(), policies=["administrator"])
     private_key = ec.generate_private_key(ec.SECP256R1())
     request = (
         x509.CertificateSigningRequestBuilder()
@@ -222,7 +222,7 @@ def test_an_access_point_cannot_be_named_like_another(client: Any) -> None:
 
 
 def test_a_client_key_with_a_private_key_is_shown_once(client: Any) -> None:
-    owner = client.create_access_point(new_name())
+    owner = client.create_access_point(new_name(), policies=["administrator"])
     token = os.urandom(16)
     issued = client.create_client_key(owner.access_point_id, idempotency_token=token)
     assert "PRIVATE KEY" in issued.private_key_pem

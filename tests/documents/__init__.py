@@ -11,6 +11,7 @@ What stands between them is made from the tables of the code; everything else is
 
 from typing import Final
 
+from .access_tables import ACCESS_SECTIONS
 from .configuration_tables import CONFIGURATION_SECTIONS
 from .exit_code_tables import EXIT_CODE_SECTIONS
 from .protocol_tables import PROTOCOL_SECTIONS
@@ -22,5 +23,6 @@ DOCUMENTS: Final[dict[str, dict[str, Section]]] = {
     "protocol/PROTOCOL.md": PROTOCOL_SECTIONS,
     "docs/configuration.md": CONFIGURATION_SECTIONS,
     "docs/exit-codes.md": EXIT_CODE_SECTIONS,
+    "docs/access.md": ACCESS_SECTIONS,
 }
 """Documents with generated sections, by their path from the root."""

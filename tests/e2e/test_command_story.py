@@ -128,55 +128,126 @@ def _initialise(place: Place) -> None:
     assert Path(made["private_key"]).stat().st_mode & 0o077 == 0
 
 
-def _use_keys(place: Place) -> None:
+CONTEXT = ("-c", "table=users", "-c", "row=7")
+POLICY = """
+description = "uses the keys of records, from this machine"
+
+[[statements]]
+effect = "allow"
+role = "crypto-user"
+resources = ["alias/records/*"]
+conditions = { network_rule = "here" }
+
+[[statements]]
+effect = "allow"
+operations = ["generate_random"]
+resources = ["*"]
+"""
+
+
+def _make_keys(place: Place) -> dict[str, Any]:
+    """The administrator makes keys and does not use them."""
+    made: dict[str, Any] = place.json(
+        *("key", "create", "--spec", "AES_256", "--storage", "hsm"), "--alias", "alias/records/a"
+    )
+    assert (made["protection"], made["storage"], made["token"]) == ("hardware", "hsm", "main")
+    sign = ("key", "create", "--spec", "EC_P256", "--storage", "hsm", "--alias")
+    place.run(*sign, "alias/records/s")
+    assert b"taken" in place.run(*sign, "alias/records/s", code=6).stderr
     (place.directory / "record.json").write_bytes(b'{"iban": "DE00"}')
-    key = place.json("key", "create", "--spec", "AES_256", "--storage", "hsm", "--alias", "alias/a")
-    assert (key["protection"], key["storage"], key["token"]) == ("hardware", "hsm", "main")
-    context = ("-c", "table=users", "-c", "row=7")
-    place.run("encrypt", "alias/a", *context, "record.json", "--out", "record.hsmux")
-    assert place.run("decrypt", *context, "record.hsmux").stdout == b'{"iban": "DE00"}'
-    assert b"does not open" in place.run("decrypt", "record.hsmux", code=7).stderr
+    refused = place.run("encrypt", "alias/records/a", "record.json", "--base64", code=4).stderr
+    assert b"administrator may not encrypt alias/records/a" in refused
+    return made
+
+
+def _make_application(place: Place, name: str, *policies: str) -> str:
+    """An access point with a client key for a request of its own; the client key."""
+    here = place.directory
+    options = [word for policy in policies for word in ("--policy", policy)]
+    place.run("access-point", "create", name, *options)
+    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out",
+            here / f"{name}.key")  # fmt: skip
+    openssl("req", "-new", "-key", here / f"{name}.key", "-subj", "/CN=whoever", "-out",
+            here / f"{name}.csr")  # fmt: skip
+    issued = place.json("client-key", "create", "--access-point", name, "--csr", f"{name}.csr",
+                        "--out", name, "--profile-name", name)  # fmt: skip
+    identifier: str = issued["client_key_id"]
+    assert place.json("client-key", "show", identifier)["state"] == "Enabled"
+    return identifier
+
+
+def _give_access(place: Place) -> str:
+    """A policy, a network rule and two applications, one of them without policies."""
+    (place.directory / "records.toml").write_text(POLICY)
+    assert (
+        b"no network rule here"
+        in place.run("policy", "put", "records", "records.toml", code=3).stderr
+    )
+    place.run("network-rule", "put", "here", "127.0.0.0/8")
+    assert place.json("policy", "put", "records", "records.toml")["statements"] == 2
+    client_key = _make_application(place, "billing", "records")
+    _make_application(place, "other")
+    listed = place.run("policy", "list", "--field", "name").stdout.split()
+    assert listed == [b"administrator", b"records"]
+    return client_key
+
+
+def _use_keys(place: Place, key: dict[str, Any]) -> None:
+    """What the application may do, and the other may not."""
+    app, other = ("--profile", "billing"), ("--profile", "other")
+    encrypt = ("encrypt", "alias/records/a", *CONTEXT, "record.json", "--out", "record.hsmux")
+    place.run(*app, *encrypt)
+    assert place.run(*app, "decrypt", *CONTEXT, "record.hsmux").stdout == b'{"iban": "DE00"}'
+    assert b"does not open" in place.run(*app, "decrypt", "record.hsmux", code=7).stderr
     found = place.json("inspect", "record.hsmux")
     assert (found["suite"], found["key_id"]) == ("AES-GCM", key["key_id"])
-    place.run("key", "create", "--spec", "EC_P256", "--storage", "hsm", "--alias", "alias/s")
-    sign = ("alias/s", "--algorithm", "ECDSA_SHA_256", "record.json")
-    place.run("sign", *sign, "--out", "record.sig")
-    assert place.run("verify", *sign, "--signature", "record.sig").stdout == b"valid\n"
-    place.run("key", "public", "alias/s", "--out", "s.pem")
+    sign = ("alias/records/s", "--algorithm", "ECDSA_SHA_256", "record.json")
+    place.run(*app, "sign", *sign, "--out", "record.sig")
+    assert place.run(*app, "verify", *sign, "--signature", "record.sig").stdout == b"valid\n"
+    place.run(*app, "key", "public", "alias/records/s", "--out", "s.pem")
     here = place.directory
     verify = ("dgst", "-sha256", "-verify", here / "s.pem", "-signature", here / "record.sig")
     assert openssl(*verify, here / "record.json") == b"Verified OK\n"
-    assert len(place.run("random", 32).stdout) == 32
-    assert b"alias/none" in place.run("key", "show", "alias/none", code=3).stderr
-    assert (
-        b"taken"
-        in place.run("key", "create", "--spec", "AES_256", "--alias", "alias/a", code=6).stderr
-    )
+    assert len(place.run(*app, "random", 32).stdout) == 32
+    missing = place.run(*app, "key", "show", "alias/records/none", code=3).stderr
+    assert b"alias/records/none" in missing
+    for words in (("key", "list"), ("decrypt", *CONTEXT, "record.hsmux"), encrypt[:-2]):
+        refused = place.run(*other, *words, "--base64" if words[0] != "key" else "-ojson", code=4)
+        assert b"access point other may not" in refused.stderr
 
 
-def _manage_access(place: Place) -> None:
-    here = place.directory
-    place.run("access-point", "create", "billing")
-    openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out",
-            here / "billing.key")  # fmt: skip
-    openssl("req", "-new", "-key", here / "billing.key", "-subj", "/CN=whoever", "-out",
-            here / "billing.csr")  # fmt: skip
-    issued = place.json("client-key", "create", "--access-point", "billing", "--csr", "billing.csr",
-                        "--out", "billing", "--profile-name", "billing")  # fmt: skip
-    assert place.json("--profile", "billing", "key", "show", "alias/a")["state"] == "Enabled"
-    identifier = issued["client_key_id"]
-    assert place.json("client-key", "revoke", identifier)["state"] == "Revoked"
-    refused = place.run("--profile", "billing", "key", "list", code=4)
+def _explain(place: Place) -> None:
+    """Why the other application was refused, and what it would need."""
+    asked = ("policy", "test", "--operation", "encrypt", "--resource", "alias/records/a")
+    found = place.run(*asked, "--access-point", "other", "-o", "json", code=4)
+    assert json.loads(found.stdout)["statement"] == "no statement allows it"
+    found = place.run(*asked, "--access-point", "billing", "-o", "json", code=4)
+    (wanted,) = json.loads(found.stdout)["missing"]
+    assert wanted == "records statement 1: wants an address inside its network rule"
+    assert place.json(*asked, "--access-point", "billing", "--from", "127.0.0.1")["allowed"]
+
+
+def _take_access(place: Place, client_key: str) -> None:
+    """What holds at once: a revoked client key, a disabled access point."""
+    assert place.json("client-key", "revoke", client_key)["state"] == "Revoked"
+    refused = place.run("--profile", "billing", "random", 8, "--hex", code=4)
     assert b"not accepted" in refused.stderr
     states = {key["client_key_id"]: key["state"] for key in place.json("client-key", "list")}
-    assert states.pop(identifier) == "Revoked" and set(states.values()) == {"Enabled"}
+    assert states.pop(client_key) == "Revoked" and set(states.values()) == {"Enabled"}
+    assert place.json("access-point", "update", "other", "--disable")["state"] == "Disabled"
+    assert b"own" in place.run("access-point", "delete", "administrator", code=4).stderr
+    place.run("policy", "delete", "records", code=6)
+    place.run("access-point", "update", "billing", "--remove-policy", "records")
+    place.run("policy", "delete", "records")
 
 
 def test_from_an_empty_directory_to_a_revoked_client_key(place: Place) -> None:
     _initialise(place)
     with place.serving() as gateway:
-        _use_keys(place)
-        _manage_access(place)
+        key = _make_keys(place)
+        client_key = _give_access(place)
+        _use_keys(place, key)
+        _explain(place)
         second = place.run("serve", "--config", place.config, code=8)
         assert f"process {gateway.pid}".encode() in second.stderr
         status = place.json("status")
@@ -186,8 +257,9 @@ def test_from_an_empty_directory_to_a_revoked_client_key(place: Place) -> None:
     ends = [json.loads(line) for line in log.splitlines() if "a worker ended" in line]
     assert len(ends) == 2 and {end["level"] for end in ends} == {"info"}
     with place.serving():
-        context = ("-c", "table=users", "-c", "row=7")
-        assert place.run("decrypt", *context, "record.hsmux").stdout == b'{"iban": "DE00"}'
+        opened = place.run(*("--profile", "billing"), "decrypt", *CONTEXT, "record.hsmux")
+        assert opened.stdout == b'{"iban": "DE00"}'
+        _take_access(place, client_key)
 
 
 def test_a_wrong_pin_is_tried_once_however_often_the_gateway_is_started(place: Place) -> None:

@@ -16,6 +16,8 @@ STOP_TIMEOUT_S = 20
 PROGRAM = """
 import json, sys, trio
 from pathlib import Path
+from functools import partial
+from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import log_to, run_init, run_serve
 
@@ -23,7 +25,7 @@ log = open(sys.argv[2], "a")
 sink = log_to(log.fileno())
 config = load_config(Path(sys.argv[1]))
 if "init" in sys.argv[3:]:
-    trio.run(run_init, config)
+    trio.run(partial(run_init, config, policy=EVERYTHING))
 
 def ready(addresses):
     print(json.dumps([addresses.server, addresses.health]), flush=True)
@@ -61,7 +63,11 @@ class Running:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(STOP_TIMEOUT_S)
+        code = self.process.wait(STOP_TIMEOUT_S)
+        if code > 0 and self.process.stderr is not None:
+            # What a test that did not expect it needs to see.
+            print(self.process.stderr.read())
+        return code
 
 
 def write_config(directory: Path, extra: str = "") -> Path:

@@ -12,6 +12,7 @@ import trio.testing
 
 from hsmux_gateway import effects
 from hsmux_gateway.access.identities import Identities
+from hsmux_gateway.access.rules import AccessRules
 from hsmux_gateway.errors import EXIT_AGAIN, OperatorError
 from hsmux_gateway.store import (
     AccessPointRow,
@@ -367,7 +368,7 @@ async def test_what_is_known_holds_for_a_while_only(parts: Parts, backend: Fault
     async with running_parts(parts):
 
         def add(transaction: Transaction) -> None:
-            point = AccessPointRow(PRINCIPAL.access_point_id, "tester", "", "Enabled", 1)
+            point = AccessPointRow(PRINCIPAL.access_point_id, "tester", "", "Enabled", "", "", 1)
             transaction.insert(point)
             key = ClientKeyRow(
                 *(PRINCIPAL.client_key_id, PRINCIPAL.access_point_id, b"s" * 32, "1", "CN=x"),
@@ -377,7 +378,7 @@ async def test_what_is_known_holds_for_a_while_only(parts: Parts, backend: Fault
 
         await parts.effects.write(add)
         identities, call = (
-            Identities(parts.catalog, 5.0, parts.effects.refresh),
+            Identities(parts.catalog, AccessRules(parts.catalog), 5.0, parts.effects.refresh),
             make_call("show_status"),
         )
         assert identities.facts(call).client_key_enabled

@@ -16,6 +16,8 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from hsmux_gateway.access.decision import CallFacts
+from hsmux_gateway.access.first_policies import EVERYTHING
+from hsmux_gateway.access.grants import Grants
 from hsmux_gateway.audit.recorder import Recorder, RecordError
 from hsmux_gateway.call import Call
 from hsmux_gateway.engine import Engine, collect_handlers
@@ -42,12 +44,15 @@ class Everybody:
     def __init__(self) -> None:
         self.enabled = True
         self.valid_until_ms = 2**50
+        self.grants = Grants({"everything": EVERYTHING}, {})
 
     def facts(self, call: Call) -> CallFacts:
         """What a decision may look at."""
         now_ms = time.time_ns() // 1_000_000
         permission = call.operation.permission
-        return CallFacts(True, self.enabled, self.valid_until_ms, now_ms, permission)
+        return CallFacts(
+            True, self.enabled, self.valid_until_ms, now_ms, permission, grants=self.grants
+        )
 
 
 class Forgetful:

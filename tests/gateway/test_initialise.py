@@ -116,7 +116,7 @@ def test_a_revoked_administrator_gets_another_client_key(tmp_path: Path) -> None
         context = client_context(running.administrator)
         with connect(running.address, context) as client:
             (first,), _ = client.call("list_client_keys", b"", 100)
-            client.call("create_access_point", "second", "")
+            client.call("create_access_point", "second", "", ["administrator"])
             certificate, private_key = client.call("create_client_key", "second", None, 30)[1::2]
             other = tmp_path / "other.pem"
             der = x509.load_der_x509_certificate(certificate)

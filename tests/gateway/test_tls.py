@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 import trustme
 from cryptography import x509
 
+from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import run_init
 from hsmux_protocol import errors
@@ -63,7 +65,7 @@ class Border:
 def border(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Border]:
     """A gateway whose CA a test can misuse."""
     config = write_config(tmp_path_factory.mktemp("border"))
-    trio.run(run_init, load_config(config))
+    trio.run(partial(run_init, load_config(config), policy=EVERYTHING))
     issuer = open_issuer(config)
     shorts = [_short(issuer, config, seconds) for seconds in SHORT_S]
     tls = config.parent / "instance" / "tls"
@@ -172,7 +174,7 @@ def test_a_key_that_is_nobodys_is_unauthenticated(border: Border, tmp_path: Path
 def test_a_revoked_key_is_unauthenticated(border: Border, tmp_path: Path) -> None:
     context = client_context(border.running.administrator)
     with connect(border.running.address, context) as client:
-        client.call("create_access_point", "revoked", "")
+        client.call("create_access_point", "revoked", "", ["administrator"])
         record, certificate, _, key = client.call("create_client_key", "revoked", None, 30)
         client.call("revoke_client_key", record.client_key_id)
     pem = tmp_path / "revoked.pem"

@@ -22,7 +22,14 @@ from hsmux_protocol.frames import (
     Welcome,
 )
 from hsmux_protocol.limits import ID_MAX
-from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, KeyRecord, TokenRecord
+from hsmux_protocol.records import (
+    AccessPointRecord,
+    ClientKeyRecord,
+    KeyRecord,
+    NetworkRuleRecord,
+    PolicyRecord,
+    TokenRecord,
+)
 
 KEY_ID: Final = bytes(range(16))
 KEY: Final = "key-aaaqeayeaudaocajbifqydiob4"
@@ -42,7 +49,14 @@ KEY_RECORD: Final = KeyRecord(
     {"owner": "ledger", "stage": ""},
     TIME_MS,
 )
-ACCESS_POINT_RECORD: Final = AccessPointRecord(KEY_ID, "ledger", "", "Enabled", TIME_MS)
+ACCESS_POINT_RECORD: Final = AccessPointRecord(
+    KEY_ID, "ledger", "", "Enabled", ["crypto", "night"], ["office"], TIME_MS
+)
+POLICY_RECORD: Final = PolicyRecord("crypto", "uses orders", 1, 2, TIME_MS)
+NETWORK_RULE_RECORD: Final = NetworkRuleRecord("office", ["10.0.0.0/8", "2001:db8::/32"], TIME_MS)
+_DOCUMENT: Final = (
+    '{"statements":[{"effect":"allow","resources":["alias/orders"],"role":"crypto-user"}]}'
+)
 CLIENT_KEY_RECORD: Final = ClientKeyRecord(
     KEY_ID, "ledger", bytes(32), "0a1b2c", "Enabled", TIME_MS, TIME_MS + 1
 )
@@ -101,7 +115,27 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
     ),
     "list_keys": OperationExample((b"", 100), ([KEY_RECORD], KEY_ID)),
     "show_key": OperationExample((KEY,), (KEY_RECORD,)),
-    "create_access_point": OperationExample(("ledger", ""), (ACCESS_POINT_RECORD,)),
+    "create_access_point": OperationExample(("ledger", "", ["crypto"]), (ACCESS_POINT_RECORD,)),
+    "show_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),
+    "update_access_point": OperationExample(
+        ("ledger", None, "Disabled", ["crypto"], [], [], ["office"]), (ACCESS_POINT_RECORD,)
+    ),
+    "delete_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),
+    "show_client_key": OperationExample((KEY_ID,), (CLIENT_KEY_RECORD,)),
+    "put_policy": OperationExample(("crypto", _DOCUMENT), (POLICY_RECORD,)),
+    "show_policy": OperationExample(("crypto",), (POLICY_RECORD, _DOCUMENT)),
+    "list_policies": OperationExample((b"", 100), ([POLICY_RECORD], b"")),
+    "delete_policy": OperationExample(("crypto",), (POLICY_RECORD,)),
+    "test_policy": OperationExample(
+        ("ledger", "encrypt", "alias/orders", {"tenant": "a"}, "10.1.2.3", 64),
+        (False, "no statement allows it", ["crypto statement 1: other keys"]),
+    ),
+    "put_network_rule": OperationExample(
+        ("office", ["10.0.0.0/8", "2001:db8::/32"]), (NETWORK_RULE_RECORD,)
+    ),
+    "show_network_rule": OperationExample(("office",), (NETWORK_RULE_RECORD,)),
+    "list_network_rules": OperationExample((b"", 100), ([NETWORK_RULE_RECORD], b"")),
+    "delete_network_rule": OperationExample(("office",), (NETWORK_RULE_RECORD,)),
     "list_access_points": OperationExample((KEY_ID, 1), ([ACCESS_POINT_RECORD], b"")),
     "create_client_key": OperationExample(
         ("ledger", None, 90), (CLIENT_KEY_RECORD, b"0\x00", b"0\x00", b"0\x00")

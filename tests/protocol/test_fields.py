@@ -20,6 +20,7 @@ from hsmux_protocol.fields import (
     Field,
     FieldType,
     Integer,
+    Name,
     Numbers,
     Optional,
     Record,
@@ -119,6 +120,10 @@ EDGES: dict[type, Any] = {
     Boolean: lambda kind: Edges([True, False], [None, 0, 1, "true", b"", []]),
     Choice: _choice,
     Context: lambda kind: Edges([{}, {"a": "b"}], [None, [], {"b": "", "a": ""}, {"a": 1}]),
+    Name: lambda kind: Edges(
+        ["a", "0", "a.b_c-" + "z" * 58],
+        ["", "A", "-a", ".a", "a b", "a/b", "\u0430", "a" * 65, "a\n", None, 1, b"a", ["a"]],
+    ),
     Reference: lambda kind: Edges(["alias/a"], ["", "a", None, 1, b"alias/a", ["alias/a"]]),
     Optional: _optional,
     Array: _array,

@@ -5,7 +5,7 @@ signatures, no gateway.
 import datetime
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -232,12 +232,15 @@ class ClientTwin:
         name: str,
         *,
         description: str = "",
+        policies: Sequence[str] = (),
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
         held = self._begin("create_access_point", timeout_s)
         identifier = format_identifier("ap-", os.urandom(16))
-        held.access_points.append(AccessPoint(identifier, name, description, "Enabled", MOMENT))
+        held.access_points.append(
+            AccessPoint(identifier, name, description, "Enabled", tuple(policies), (), MOMENT)
+        )
         return held.access_points[-1]
 
     def list_access_points(self, *, timeout_s: float | None = None) -> list[AccessPoint]:

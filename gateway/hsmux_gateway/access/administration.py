@@ -15,12 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
+from hsmux_protocol.operations import POLICIES_MAX
 from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
 from hsmux_protocol.references import (
-    ACCESS_POINT_PREFIX,
     check_access_point_name,
     format_identifier,
-    parse_identifier,
 )
 
 from ..call import Call
@@ -30,9 +29,12 @@ from ..fairness import FairThreads
 from ..hsm.errors import TokenError
 from ..keys.hsm_keys import presented
 from ..store.rows import AccessPointRow, ClientKeyRow
-from ..store.transaction import Transaction
+from ..store.transaction import Reader, Transaction
 from .authority import check_request, issue
 from .identities import spki_sha256
+from .policy_service import require_network_rules, require_policies
+from .rules import lines_of
+from .safeguards import Safeguards
 
 __all__ = ["AdministrationService", "Authority", "client_key_row", "serial_text"]
 
@@ -69,8 +71,28 @@ def serial_text(serial: int) -> str:
 
 def _access_point_record(row: AccessPointRow) -> AccessPointRecord:
     return AccessPointRecord(
-        row.access_point_id, row.name, row.description, row.state, row.created_at_ms
+        row.access_point_id,
+        row.name,
+        row.description,
+        row.state,
+        lines_of(row.policies),
+        lines_of(row.network_rules),
+        row.created_at_ms,
     )
+
+
+def _changed_names(what: str, column: str, add: list[str], remove: list[str]) -> str:
+    """A column of names after some came and some went.
+
+    Raises:
+        InvalidArgument: There would be too many, or one comes and goes.
+    """
+    for name in set(add) & set(remove):
+        raise InvalidArgument(f"{what} {name}: it cannot be added and removed at once")
+    names = sorted({*lines_of(column), *add} - set(remove))
+    if len(names) > POLICIES_MAX:
+        raise InvalidArgument(f"{what}: {len(names)} of them; at most {POLICIES_MAX}")
+    return "\n".join(names)
 
 
 class AdministrationService:
@@ -81,26 +103,37 @@ class AdministrationService:
         effects: Stores changes.
         authority: Issues certificates.
         issuing: Threads that check requests and wait for the CA's key.
+        safeguards: Looks at changes before they are committed.
     """
 
     def __init__(
-        self, catalog: Catalog, effects: Effects, authority: Authority, issuing: FairThreads
+        self,
+        catalog: Catalog,
+        effects: Effects,
+        authority: Authority,
+        issuing: FairThreads,
+        safeguards: Safeguards,
     ) -> None:
         self._catalog = catalog
+        self._safeguards = safeguards
         self._effects = effects
         self._authority = authority
         self._issuing = issuing
 
-    async def create_access_point(self, call: Call, name: str, description: str) -> list[Any]:
+    async def create_access_point(
+        self, call: Call, name: str, description: str, policies: list[str]
+    ) -> list[Any]:
         """A new, enabled access point."""
         try:
             check_access_point_name(name)
         except ValueError as error:
             raise InvalidArgument(f"name: {error}") from None
         at_ms = time.time_ns() // 1_000_000
-        row = AccessPointRow(os.urandom(16), name, description, "Enabled", at_ms)
+        names = _changed_names("policies", "", policies, [])
+        row = AccessPointRow(os.urandom(16), name, description, "Enabled", names, "", at_ms)
 
         def effect(transaction: Transaction) -> list[Any]:
+            require_policies(transaction, policies)
             return [_access_point_record(transaction.insert(row))]
 
         return await self._effects.apply(call, effect)
@@ -111,16 +144,80 @@ class AdministrationService:
         rows = [self._catalog.access_points[identifier] for identifier in found]
         return [[_access_point_record(row) for row in rows], _next_page(found, limit)]
 
+    async def show_access_point(self, call: Call, access_point: str) -> list[Any]:
+        """One access point."""
+        return [_access_point_record(self._catalog.find_access_point(access_point))]
+
+    async def update_access_point(
+        self,
+        call: Call,
+        access_point: str,
+        description: str | None,
+        state: str | None,
+        add_policies: list[str],
+        remove_policies: list[str],
+        add_network_rules: list[str],
+        remove_network_rules: list[str],
+    ) -> list[Any]:
+        """Other words, state, policies or network rules for an access point."""
+        found = self._catalog.find_access_point(access_point)
+        moved = [add_policies, remove_policies, add_network_rules, remove_network_rules]
+
+        def effect(transaction: Transaction) -> list[Any]:
+            row = self._standing(transaction, found)
+            if any(moved) or state is not None:
+                self._safeguards.refuse_own(transaction, call, row.access_point_id)
+            require_policies(transaction, add_policies)
+            require_network_rules(transaction, add_network_rules)
+            changed = msgspec.structs.replace(
+                row,
+                description=row.description if description is None else description,
+                state=row.state if state is None else state,
+                policies=_changed_names("policies", row.policies, *moved[:2]),
+                network_rules=_changed_names("network rules", row.network_rules, *moved[2:]),
+            )
+            stored = row if changed == row else transaction.update(changed)
+            self._safeguards.keep_administrator(transaction, call)
+            return [_access_point_record(stored)]
+
+        return await self._effects.apply(call, effect)
+
+    async def delete_access_point(self, call: Call, access_point: str) -> list[Any]:
+        """Refuse an access point for ever; its name stays taken, so that records stay clear."""
+        found = self._catalog.find_access_point(access_point)
+
+        def effect(transaction: Transaction) -> list[Any]:
+            row = self._standing(transaction, found)
+            self._safeguards.refuse_own(transaction, call, row.access_point_id)
+            gone = msgspec.structs.replace(row, state="Deleted", policies="", network_rules="")
+            stored = transaction.update(gone)
+            self._safeguards.keep_administrator(transaction, call)
+            return [_access_point_record(stored)]
+
+        return await self._effects.apply(call, effect)
+
+    def _standing(self, reader: Reader, found: AccessPointRow) -> AccessPointRow:
+        """An access point as the transaction sees it, if it is not deleted.
+
+        Raises:
+            NotFound: It is not there any more.
+        """
+        row = reader.get(AccessPointRow, found.access_point_id)
+        if row is None or row.state == "Deleted":
+            raise NotFound(f"access point {found.name!r} is deleted")
+        return row
+
     async def create_client_key(
         self, call: Call, access_point: str, csr: bytes | None, validity_days: int
     ) -> list[Any]:
         """A certificate for a request's key, or for a key made here and returned once."""
-        owner = self._find_access_point(access_point)
+        owner = self._catalog.find_access_point(access_point)
         validity = datetime.timedelta(days=validity_days)
         private_key, certificate = await self._certify(call, owner.name, csr, validity)
         row = client_key_row(certificate, owner.access_point_id)
 
         def effect(transaction: Transaction) -> list[Any]:
+            self._standing(transaction, owner)
             transaction.insert(row)
             return [
                 self._client_key_record(row),
@@ -154,24 +251,18 @@ class AdministrationService:
         except TokenError as error:
             raise presented(error) from error
 
-    def _find_access_point(self, name: str) -> AccessPointRow:
-        """An access point by name, or by `ap-<identifier>`, which no name looks like."""
-        identifier = self._catalog.access_point_names.get(name)
-        if identifier is None:
-            try:
-                identifier = parse_identifier(ACCESS_POINT_PREFIX, name)
-            except ValueError:
-                identifier = b""
-        row = self._catalog.access_points.get(identifier)
-        if row is None:
-            raise NotFound(f"there is no access point {name!r}")
-        return row
-
     async def list_client_keys(self, call: Call, page: bytes, limit: int) -> list[Any]:
         """A page of client keys."""
         found = self._catalog.client_key_order.after(page, limit)
         rows = [self._catalog.client_keys[identifier] for identifier in found]
         return [[self._client_key_record(row) for row in rows], _next_page(found, limit)]
+
+    async def show_client_key(self, call: Call, client_key_id: bytes) -> list[Any]:
+        """One client key."""
+        row = self._catalog.client_keys.get(client_key_id)
+        if row is None:
+            raise NotFound("there is no such client key")
+        return [self._client_key_record(row)]
 
     def _client_key_record(self, row: ClientKeyRow) -> ClientKeyRecord:
         return ClientKeyRecord(
@@ -195,6 +286,7 @@ class AdministrationService:
                 raise NotFound("there is no such client key")
             if row.state != "Revoked":
                 row = transaction.update(msgspec.structs.replace(row, state="Revoked"))
+                self._safeguards.keep_administrator(transaction, call)
             return [self._client_key_record(row)]
 
         if client_key_id == call.principal.client_key_id:

@@ -1,17 +1,45 @@
-"""The decision: may this be done? A pure function of facts; the engine asks it once a request.
+"""The decision: may this be done? A pure function of facts; the engine asks it for every request.
 
-This stage has one rule: an enabled client key of an enabled access point may do everything.
-Everything that is not allowed by a rule is denied. A decision says what it depends on and until
-when it holds, so that whoever keeps one knows when to ask again.
+What no rule allows is denied; a rule that denies wins over all that allow. Before any rule, the
+caller must still be who it was when the connection was made.
+
+A decision says which kinds of facts it depends on and until when it holds, so that whoever keeps
+one knows when to ask again:
+
+    identity    states of access point and client key, the end of its certificate
+    policies    policies and network rules of the access point
+    resource    aliases and tags of the key
+    network     where the request came from
+    context     the encryption context
+    size        how large the data is
+    time        the clock, beyond the certificate's end
+
+Of a batch, an allowance must hold for every item and a denial for any.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from hsmux_protocol.operations import OPERATIONS
+from .grants import NO_GRANTS, Grants, Rule
+from .patterns import Resource
 
-__all__ = ["CallFacts", "Decision", "decide"]
+__all__ = [
+    "DEFAULT_DENIAL",
+    "OUTSIDE",
+    "OWN_PERMISSIONS",
+    "CallFacts",
+    "Decision",
+    "decide",
+    "decide_again",
+    "missing",
+    "unknown_because",
+]
 
-PERMISSIONS: Final = frozenset(operation.permission for operation in OPERATIONS.values())
+OWN_PERMISSIONS: Final[frozenset[str]] = frozenset()
+"""What every access point may do for itself unless a policy denies it."""
+
+DEFAULT_DENIAL: Final = "no statement allows it"
+OUTSIDE: Final = "the address is in no network rule of the access point"
 
 
 class CallFacts(NamedTuple):
@@ -23,6 +51,13 @@ class CallFacts(NamedTuple):
         valid_until_ms: End of the client key's certificate, milliseconds since 1970 UTC.
         now_ms: The time of the decision.
         permission: What the operation needs.
+        resource: What it acts on; None: nothing that a policy can name.
+        also: What it needs beside that, on no resource.
+        grants: The access point's policies.
+        is_inside: Whether the request came from where the access point's network rules want it.
+        peer_address: Where the request came from, an IP address.
+        contexts: The encryption contexts of all items, if a rule looks at them.
+        size: Bytes of the largest item, if a rule looks at it.
     """
 
     access_point_enabled: bool
@@ -30,6 +65,13 @@ class CallFacts(NamedTuple):
     valid_until_ms: int
     now_ms: int
     permission: str
+    resource: Resource | None = None
+    also: tuple[str, ...] = ()
+    grants: Grants = NO_GRANTS
+    is_inside: bool = True
+    peer_address: str = ""
+    contexts: tuple[Mapping[str, str], ...] = ()
+    size: int = 0
 
 
 class Decision(NamedTuple):
@@ -48,7 +90,12 @@ class Decision(NamedTuple):
     valid_until_ms: int
 
 
-_IDENTITY: Final = frozenset({"access_point", "client_key"})
+_IDENTITY: Final = frozenset({"identity"})
+_OUTSIDE: Final = frozenset({"identity", "policies", "network"})
+_RULED: Final = frozenset({"identity", "policies", "resource"})
+
+REMEMBERED_MAX: Final = 4096
+"""Decisions that are remembered of one access point."""
 
 
 def decide(facts: CallFacts) -> Decision:
@@ -57,14 +104,108 @@ def decide(facts: CallFacts) -> Decision:
     Args:
         facts: Everything the decision may depend on.
     """
-    statement = "default: deny"
-    allowed = False
+    stranger = unknown_because(facts)
+    if stranger:
+        return Decision(False, stranger, _IDENTITY, facts.valid_until_ms)
+    if not facts.is_inside:
+        return Decision(False, OUTSIDE, _OUTSIDE, facts.valid_until_ms)
+    decision = _decide_one(facts)
+    for permission in facts.also:
+        if decision.allowed:
+            further = _decide_one(facts._replace(permission=permission, resource=None))
+            decision = Decision(
+                further.allowed,
+                f"{decision.statement}; {permission}: {further.statement}",
+                decision.depends_on | further.depends_on,
+                min(decision.valid_until_ms, further.valid_until_ms),
+            )
+    return decision
+
+
+def _decide_one(facts: CallFacts) -> Decision:
+    """Whether the policies allow one permission on one resource."""
+    depends_on, until_ms = _RULED, facts.valid_until_ms
+    for rule in facts.grants.rules(facts.permission, facts.resource):
+        if rule.needs:
+            depends_on |= rule.needs
+            if rule.window is not None:
+                until_ms = min(until_ms, rule.window.next_edge_ms(facts.now_ms))
+        if _holds(rule, facts):
+            effect = "allowed by" if rule.is_allowing else "denied by"
+            return Decision(rule.is_allowing, f"{effect} {rule.label}", depends_on, until_ms)
+    if facts.permission in OWN_PERMISSIONS:
+        return Decision(True, "an access point may do this for itself", depends_on, until_ms)
+    return Decision(False, DEFAULT_DENIAL, depends_on, until_ms)
+
+
+def decide_again(facts: CallFacts) -> Decision:
+    """`decide`, remembered with the grants where only policies and resource were looked at."""
+    if unknown_because(facts) or facts.also or not facts.is_inside:
+        return decide(facts)
+    asked, remembered = (facts.permission, facts.resource), facts.grants.remembered
+    found: Decision | None = remembered.get(asked)
+    if found is not None and facts.now_ms < found.valid_until_ms:
+        return found
+    decision = decide(facts)
+    if decision.depends_on == _RULED:
+        if len(remembered) >= REMEMBERED_MAX:
+            remembered.clear()
+        remembered[asked] = decision
+    return decision
+
+
+def unknown_because(facts: CallFacts) -> str:
+    """Why the caller is not accepted any more; empty: it is."""
     if not facts.access_point_enabled:
-        statement = "deny: the access point is not enabled"
-    elif not facts.client_key_enabled:
-        statement = "deny: the client key is not enabled"
-    elif facts.now_ms >= facts.valid_until_ms:
-        statement = "deny: the client key has expired"
-    elif facts.permission in PERMISSIONS:
-        statement, allowed = "allow: an enabled client key may do everything", True
-    return Decision(allowed, statement, _IDENTITY, facts.valid_until_ms)
+        return "the access point is not enabled"
+    if not facts.client_key_enabled:
+        return "the client key is not enabled"
+    return "the client key has expired" if facts.now_ms >= facts.valid_until_ms else ""
+
+
+def missing(facts: CallFacts) -> list[str]:
+    """What each statement that could allow a call wants that the call does not have."""
+    speaking = facts.grants.rules(facts.permission, facts.resource)
+    found = []
+    for rule in facts.grants.all_rules(facts.permission):
+        if rule.is_allowing:
+            wants = [text for text, holds in _CONDITIONS.items() if not holds(rule, facts)]
+            wants = wants if rule in speaking else ["another resource", *wants]
+            found += [f"{rule.label}: wants {', '.join(wants)}"] if wants else []
+    return found
+
+
+def _holds(rule: Rule, facts: CallFacts) -> bool:
+    return all(holds(rule, facts) for holds in _CONDITIONS.values())
+
+
+def _network_holds(rule: Rule, facts: CallFacts) -> bool:
+    return rule.networks is None or rule.networks.contain(facts.peer_address)
+
+
+def _context_holds(rule: Rule, facts: CallFacts) -> bool:
+    if not rule.context:
+        return True
+    every_or_any = all if rule.is_allowing else any
+    found = (
+        all(context.get(key) == value for key, value in rule.context) for context in facts.contexts
+    )
+    # An operation without context has none that an allowance could rest on.
+    return bool(facts.contexts) and every_or_any(found)
+
+
+def _size_holds(rule: Rule, facts: CallFacts) -> bool:
+    return rule.size_max is None or facts.size <= rule.size_max
+
+
+def _time_holds(rule: Rule, facts: CallFacts) -> bool:
+    return rule.window is None or rule.window.holds(facts.now_ms)
+
+
+_CONDITIONS: Final[dict[str, Callable[[Rule, CallFacts], bool]]] = {
+    "an address inside its network rule": _network_holds,
+    "its context entries": _context_holds,
+    "smaller data": _size_holds,
+    "another time": _time_holds,
+}
+"""By what a call lacks where one does not hold."""

@@ -9,6 +9,7 @@ again at every call, from memory.
 import hashlib
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -17,9 +18,17 @@ from hsmux_protocol.errors import Unauthenticated, Unavailable
 
 from ..call import Call, Principal
 from ..catalog import Catalog
+from .asked import contexts_of, resource_of, size_of
 from .decision import CallFacts
+from .patterns import Resource
+from .rules import AccessRules
 
 __all__ = ["Identities", "spki_sha256"]
+
+NAMING: Final = ("put_policy",)
+"""What it needs beside the right to manage keys to give a key a name that a policy speaks of: it
+changes what that policy grants.
+"""
 
 
 def spki_sha256(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
@@ -36,14 +45,20 @@ class Identities:
 
     Args:
         catalog: Access points and client keys.
+        rules: What their policies say.
         stale_s: Seconds that what is in memory holds while the store is away.
         refresh: Brings the catalogue up to date.
     """
 
     def __init__(
-        self, catalog: Catalog, stale_s: float, refresh: Callable[[], Awaitable[None]]
+        self,
+        catalog: Catalog,
+        rules: AccessRules,
+        stale_s: float,
+        refresh: Callable[[], Awaitable[None]],
     ) -> None:
         self._catalog = catalog
+        self._rules = rules
         self._stale_s = stale_s
         self._refresh = refresh
 
@@ -84,14 +99,43 @@ class Identities:
 
         Raises:
             Unavailable: What is in memory is too old to decide on.
+            InvalidArgument: The call names nothing that could be decided on.
         """
         if self._catalog.stale_for_s() > self._stale_s:
             raise Unavailable("the store is away, and what is known of it is too old")
-        principal = call.principal
+        principal, permission = call.principal, call.operation.permission
+        point = self._catalog.access_points[principal.access_point_id]
+        is_enabled = point.state == "Enabled"
+        has_key = self._catalog.client_keys[principal.client_key_id].state == "Enabled"
+        now_ms, until_ms = time.time_ns() // 1_000_000, principal.valid_until_ms
+        if not (is_enabled and has_key and now_ms < until_ms):
+            # Who is not accepted learns nothing about what it sent.
+            return CallFacts(is_enabled, has_key, until_ms, now_ms, permission)
+        grants = self._rules.grants_of(principal.access_point_id)
+        needs = grants.needs(permission)
+        resource = resource_of(call, self._catalog)
+        address, is_inside = "", True
+        if point.network_rules or "network" in needs:
+            # The peer's port follows its address.
+            address = call.peer_address.rpartition(":")[0].strip("[]")
+            is_inside = self._rules.comes_from_inside(principal.access_point_id, address)
         return CallFacts(
-            self._catalog.access_points[principal.access_point_id].state == "Enabled",
-            self._catalog.client_keys[principal.client_key_id].state == "Enabled",
-            principal.valid_until_ms,
-            time.time_ns() // 1_000_000,
-            call.operation.permission,
+            is_enabled,
+            has_key,
+            until_ms,
+            now_ms,
+            permission,
+            resource,
+            NAMING if self._gives_names(call, resource) else (),
+            grants,
+            is_inside,
+            address,
+            contexts_of(call) if "context" in needs else (),
+            size_of(call) if "size" in needs else 0,
         )
+
+    def _gives_names(self, call: Call, resource: Resource | None) -> bool:
+        """Whether a call gives a key names that policies speak of."""
+        if call.operation.resource != "new key" or resource is None:
+            return False
+        return self._rules.speaks_of(resource)

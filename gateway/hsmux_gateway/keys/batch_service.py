@@ -5,6 +5,7 @@ the batch is short. What the C module or a token does with a column is one call,
 affair.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from hsmux_protocol.columns import (
@@ -35,7 +36,7 @@ from .batches import (
 )
 from .cipher import Cipher, KeyInUse, key_in_use
 
-__all__ = ["BatchService", "header_of", "is_long"]
+__all__ = ["BatchService", "first_named", "header_of", "is_long", "read_header"]
 
 SHRINKAGE_SIZE: Final = SUITE_AES_GCM.overhead_size
 """Bytes an envelope loses at least when it is opened."""
@@ -97,8 +98,13 @@ class BatchService:
         versions of the same key are done version by version.
         """
         items = read_column(ciphertexts, "ciphertexts")
+        # Before anything waits: this is the key that was decided on.
+        key_id = (
+            self._catalog.find_key(key).key_id
+            if key
+            else first_named(item[:HEADER_SIZE] for item in items)
+        )
         chosen = await self._contexts(call, context, contexts, len(items))
-        key_id = self._catalog.find_key(key).key_id if key else _first_named(items)
         check_fits(ciphertexts, -SHRINKAGE_SIZE, DECRYPT_ITEM_SIZE)
         groups = await self._versions(call, items, key_id)
         # An item can name any of 2^32 versions: only those that exist are worth a look. A key that
@@ -184,17 +190,32 @@ def is_long(call: Call) -> bool:
     return contexts is not None or column_count(items) > INLINE_ITEMS_MAX
 
 
-def _first_named(items: list[bytes]) -> bytes:
+def first_named(starts: Iterable[bytes]) -> bytes:
     """The key that the first envelope of a batch names.
+
+    Args:
+        starts: The first `HEADER_SIZE` bytes of each item.
 
     Raises:
         InvalidArgument: No item is an envelope.
     """
-    for item in items:
-        header = header_of(item[:HEADER_SIZE])
+    for start in starts:
+        header = header_of(start)
         if header is not None:
             return header.key_id
     raise InvalidArgument("ciphertexts: no item is an hsmux envelope")
+
+
+def read_header(envelope: bytes) -> Header:
+    """The header of one envelope.
+
+    Raises:
+        InvalidArgument: It is none.
+    """
+    try:
+        return parse_header(envelope)
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
 
 
 def header_of(start: bytes) -> Header | None:

@@ -20,10 +20,9 @@ from hsmux_protocol.columns import (
     pack_column,
     unpack_column,
 )
-from hsmux_protocol.envelope import HEADER_SIZE, Header, parse_header
+from hsmux_protocol.envelope import HEADER_SIZE, Header
 from hsmux_protocol.errors import (
     InternalError,
-    InvalidArgument,
     InvalidSignature,
     NotFound,
     WrongState,
@@ -35,7 +34,7 @@ from ..call import Call, Outcome
 from ..catalog import Catalog
 from ..fairness import FairThreads
 from ..store.rows import KeyRow, KeyVersionRow
-from .batch_service import header_of, is_long
+from .batch_service import header_of, is_long, read_header
 from .cipher import (
     Cipher,
     HardwareCipher,
@@ -150,7 +149,7 @@ class CryptographyService:
         self, call: Call, key: KeyReference | None, context: bytes, ciphertext: bytes
     ) -> list[Any]:
         """One envelope into one plaintext."""
-        header = _read_header(ciphertext)
+        header = read_header(ciphertext)
         used = self._opening(header, key)
         if not ciphertext.startswith(used.header):
             raise invalid_ciphertext()
@@ -170,7 +169,7 @@ class CryptographyService:
     async def decrypt_run(self, calls: Sequence[Call]) -> list[Outcome] | None:
         """Envelopes of one key version and context; one that does not open fails for itself."""
         key, context, first = calls[0].arguments
-        used = self._opening(_read_header(first), key)
+        used = self._opening(read_header(first), key)
         size_min = used.suite.overhead_size
         envelopes = _last_arguments(calls)
         if not all(len(e) >= size_min and e.startswith(used.header) for e in envelopes):
@@ -302,13 +301,6 @@ class CryptographyService:
 
 def _last_arguments(calls: Sequence[Call]) -> list[bytes]:
     return [call.arguments[-1] for call in calls]
-
-
-def _read_header(envelope: bytes) -> Header:
-    try:
-        return parse_header(envelope)
-    except ValueError as error:
-        raise InvalidArgument(str(error)) from None
 
 
 def _named_by(ciphertexts: bytes) -> KeyReference | None:

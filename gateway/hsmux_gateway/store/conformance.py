@@ -27,6 +27,8 @@ from .rows import (
     KekSealRow,
     KeyRow,
     KeyVersionRow,
+    NetworkRuleRow,
+    PolicyRow,
     RootRow,
     Row,
     SettingRow,
@@ -94,11 +96,16 @@ def sample_rows() -> list[Row]:
         KeyVersionRow(_KEY, 1, "Enabled", "token", b"v" * 16, b"spki", b"m", b"proof", _NOW_MS),
         AliasRow("orders/mail", _KEY),
         AliasRow("gone", None),
-        AccessPointRow(_ACCESS_POINT, "mail", "sends mail \u2709", "Enabled", _NOW_MS),
+        AccessPointRow(
+            _ACCESS_POINT, "mail", "sends mail \u2709", "Enabled", "a\nb", "office", _NOW_MS
+        ),
         ClientKeyRow(
             b"C" * 16, _ACCESS_POINT, b"s" * 32, "01ab", "CN=mail", _NOW_MS, _NOW_MS + 1, "Enabled",
             _NOW_MS,
         ),
+        PolicyRow("a", "{}", _NOW_MS),
+        PolicyRow("gone", "", _NOW_MS),
+        NetworkRuleRow("office", "10.0.0.0/8", _NOW_MS),
         SettingRow("ca-certificate", b"value", b"secret"),
         CounterRow(_KEY, 1, 256),
         IntentRow(
@@ -180,7 +187,7 @@ def _check_taken(store: Store, make_sealer: MakeSealer) -> None:
     for row in samples:
         error = _refused(Conflict, partial(_insert, store, row))
         assert error.what.startswith(table_of(type(row)).name), error
-    twin = AccessPointRow(b"b" * 16, "mail", "", "Enabled", _NOW_MS)
+    twin = AccessPointRow(b"b" * 16, "mail", "", "Enabled", "", "", _NOW_MS)
     assert _refused(Conflict, lambda: _insert(store, twin)).what == "access_points.name"
     other = _insert(store, msgspec.structs.replace(twin, name="post"))
     renamed = msgspec.structs.replace(other, name="mail")
@@ -436,8 +443,7 @@ def _check_values(store: Store, make_sealer: MakeSealer) -> None:
 
 
 def _check_bare(store: Store, make_sealer: MakeSealer) -> None:
-    intent = sample_rows()[9]
-    assert isinstance(intent, IntentRow)
+    (intent,) = (row for row in sample_rows() if isinstance(row, IntentRow))
     store.write(lambda transaction: transaction.add_intent(intent))
     secret = SettingRow("s", b"", b"secret")
     _refused(StoreLocked, lambda: _insert(store, secret))

@@ -45,6 +45,8 @@ __all__ = [
     "KEK_SEALS",
     "KEYS",
     "KEY_VERSIONS",
+    "NETWORK_RULES",
+    "POLICIES",
     "ROOTS",
     "SETTINGS",
     "STATE",
@@ -64,6 +66,8 @@ __all__ = [
     "Key",
     "KeyRow",
     "KeyVersionRow",
+    "NetworkRuleRow",
+    "PolicyRow",
     "RootRow",
     "Row",
     "SettingRow",
@@ -243,13 +247,38 @@ class AliasRow(Row, frozen=True):
 
 
 class AccessPointRow(Row, frozen=True):
-    """An application access point."""
+    """An application access point.
+
+    Attributes:
+        policies: Names of its policies, a line each, ascending.
+        network_rules: Names of network rules, likewise; a request must come from inside one.
+    """
 
     access_point_id: bytes
     name: str
     description: str
     state: str
+    policies: str
+    network_rules: str
     created_at_ms: int
+    row_revision: int = 0
+
+
+class PolicyRow(Row, frozen=True):
+    """A policy; its document is empty when it is gone, so that others learn of it."""
+
+    name: str
+    document: str
+    updated_at_ms: int
+    row_revision: int = 0
+
+
+class NetworkRuleRow(Row, frozen=True):
+    """A named list of networks, a line each; empty when it is gone."""
+
+    name: str
+    networks: str
+    updated_at_ms: int
     row_revision: int = 0
 
 
@@ -424,6 +453,8 @@ CLIENT_KEYS: Final = Table(
     references=(("access_point_id", "access_points"),),
     followed=True,
 )
+POLICIES: Final = Table("policies", PolicyRow, ("name",), followed=True)
+NETWORK_RULES: Final = Table("network_rules", NetworkRuleRow, ("name",), followed=True)
 SETTINGS: Final = Table("settings", SettingRow, ("name",), secret=("secret",), followed=True)
 COUNTERS: Final = Table("counters", CounterRow, ("key_id", "version"))
 INTENTS: Final = Table("intents", IntentRow, ("intent_id",), indexed=("lease_until_ms",))
@@ -446,6 +477,8 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     ALIASES,
     ACCESS_POINTS,
     CLIENT_KEYS,
+    POLICIES,
+    NETWORK_RULES,
     SETTINGS,
     COUNTERS,
     INTENTS,

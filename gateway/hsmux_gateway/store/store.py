@@ -47,6 +47,8 @@ from .rows import (
     KekSealRow,
     KeyRow,
     KeyVersionRow,
+    NetworkRuleRow,
+    PolicyRow,
     RootRow,
     Row,
     SettingRow,
@@ -122,6 +124,8 @@ class Changes(msgspec.Struct, frozen=True):
     aliases: list[AliasRow] = []
     access_points: list[AccessPointRow] = []
     client_keys: list[ClientKeyRow] = []
+    policies: list[PolicyRow] = []
+    network_rules: list[NetworkRuleRow] = []
     settings: list[SettingRow] = []
 
 

@@ -49,7 +49,7 @@ def _insert_alias(draw: st.DrawFn) -> Work:
 
 
 def _insert_access_point(draw: st.DrawFn) -> Work:
-    row = AccessPointRow(draw(identifiers), draw(names), "", "Enabled", 0)
+    row = AccessPointRow(draw(identifiers), draw(names), "", "Enabled", "", "", 0)
     return lambda transaction: transaction.insert(row)
 
 

@@ -1,8 +1,9 @@
-"""`hsmux access-point create|list` and `client-key create|list|revoke`."""
+"""`hsmux access-point create|list|show|update|delete` and `client-key create|list|show|revoke`."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -21,31 +22,112 @@ if TYPE_CHECKING:
 __all__ = [
     "create_access_point",
     "create_client_key",
+    "delete_access_point",
     "list_access_points",
     "list_client_keys",
     "revoke_client_key",
+    "show_access_point",
+    "show_client_key",
+    "update_access_point",
 ]
 
-ACCESS_POINT_COLUMNS: Final = ("access_point_id", "name", "state", "created_at", "description")
+ACCESS_POINT_COLUMNS: Final = ("access_point_id", "name", "state", "policies", "description")
 CLIENT_KEY_COLUMNS: Final = ("client_key_id", "access_point", "state", "not_after", "serial")
 CSR_SIZE_MAX: Final = 16384
 VALIDITY_DAYS_DEFAULT: Final = 365
 
+F = TypeVar("F", bound=Callable[..., Any])
 
-@verb("create", "hsmux access-point create billing --description 'invoices'")
+
+def _names(option: str, text: str) -> Callable[[F], F]:
+    """An option that takes the name of a policy or network rule, as often as wanted."""
+    return click.option(option, multiple=True, metavar="NAME", help=f"{text} May be repeated.")
+
+
+@verb("create", "hsmux access-point create billing --policy orders --description 'invoices'")
 @click.argument("name", metavar="NAME")
 @click.option("--description", default="", metavar="TEXT")
+@_names("--policy", "A policy it has; without one it may do nothing.")
 @click.pass_obj
-def create_access_point(settings: Settings, name: str, description: str) -> None:
+def create_access_point(
+    settings: Settings, name: str, description: str, policy: tuple[str, ...]
+) -> None:
     """Make an access point.
 
-    It is the identity of one application; client keys are issued to it.
+    It is the identity of one application; client keys are issued to it, and policies say what it
+    may do.
     """
     with connect(settings) as client:
         made = client.create_access_point(
-            name, description=description, timeout_s=settings.timeout_s
+            name, description=description, policies=policy, timeout_s=settings.timeout_s
         )
     show_record(record_of(made), settings)
+
+
+@verb("show", "hsmux access-point show billing")
+@click.argument("access_point", metavar="NAME")
+@click.pass_obj
+def show_access_point(settings: Settings, access_point: str) -> None:
+    """Show one access point."""
+    with connect(settings) as client:
+        found = client.show_access_point(access_point, timeout_s=settings.timeout_s)
+    show_record(record_of(found), settings)
+
+
+@verb(
+    "update",
+    "hsmux access-point update billing --add-policy orders --remove-policy trial",
+    "hsmux access-point update billing --add-network-rule office",
+    "hsmux access-point update billing --disable",
+)
+@click.argument("access_point", metavar="NAME")
+@click.option("--description", metavar="TEXT")
+@click.option("--enable/--disable", "enabled", default=None, help="Whether it is accepted.")
+@_names("--add-policy", "A policy it gets.")
+@_names("--remove-policy", "A policy it loses.")
+@_names("--add-network-rule", "A network rule; it has to be inside one of those it has.")
+@_names("--remove-network-rule", "A network rule it loses.")
+@click.pass_obj
+def update_access_point(
+    settings: Settings,
+    access_point: str,
+    description: str | None,
+    enabled: bool | None,
+    add_policy: tuple[str, ...],
+    remove_policy: tuple[str, ...],
+    add_network_rule: tuple[str, ...],
+    remove_network_rule: tuple[str, ...],
+) -> None:
+    """Change an access point.
+
+    Takes effect at once, on open connections too. Nobody changes its own access point's policies,
+    network rules or state, and the last one that administers access stays.
+    """
+    with connect(settings) as client:
+        changed = client.update_access_point(
+            access_point,
+            description=description,
+            enabled=enabled,
+            add_policies=add_policy,
+            remove_policies=remove_policy,
+            add_network_rules=add_network_rule,
+            remove_network_rules=remove_network_rule,
+            timeout_s=settings.timeout_s,
+        )
+    show_record(record_of(changed), settings)
+
+
+@verb("delete", "hsmux access-point delete billing")
+@click.argument("access_point", metavar="NAME")
+@click.pass_obj
+def delete_access_point(settings: Settings, access_point: str) -> None:
+    """Delete an access point.
+
+    It is refused from now on, for ever. Its name is not given again, so that records stay clear.
+    """
+    with connect(settings) as client:
+        gone = client.delete_access_point(access_point, timeout_s=settings.timeout_s)
+    show_record(record_of(gone), settings)
 
 
 @verb("list", "hsmux access-point list", "hsmux access-point list --field name")
@@ -165,6 +247,16 @@ def list_client_keys(settings: Settings) -> None:
             record_of(item) for item in client.list_client_keys(timeout_s=settings.timeout_s)
         ]
     show_list(records, CLIENT_KEY_COLUMNS, settings)
+
+
+@verb("show", "hsmux client-key show ck-aaaqeayeaudaocajbifqydiob4")
+@click.argument("client_key", metavar="CLIENT_KEY")
+@click.pass_obj
+def show_client_key(settings: Settings, client_key: str) -> None:
+    """Show one client key."""
+    with connect(settings) as client:
+        found = client.show_client_key(client_key, timeout_s=settings.timeout_s)
+    show_record(record_of(found), settings)
 
 
 @verb("revoke", "hsmux client-key revoke ck-aaaqeayeaudaocajbifqydiob4")

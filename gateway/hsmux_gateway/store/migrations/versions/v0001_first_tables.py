@@ -30,6 +30,8 @@ def upgrade() -> None:
         "aliases",
         "access_points",
         "client_keys",
+        "policies",
+        "network_rules",
         "settings",
     ):
         op.create_index(f"{table}_row_revision_index", table, ["row_revision"])
@@ -172,6 +174,8 @@ def _access_tables() -> None:
         _column("name", TEXT),
         _column("description", TEXT),
         _column("state", TEXT),
+        _column("policies", TEXT),
+        _column("network_rules", TEXT),
         _column("created_at_ms", INTEGER),
         _key("access_points", "access_point_id"),
         _unique("access_points", "name"),
@@ -190,6 +194,20 @@ def _access_tables() -> None:
         _key("client_keys", "client_key_id"),
         _unique("client_keys", "spki_sha256"),
         _reference("client_keys", "access_point_id", "access_points"),
+    )
+    _table(
+        "policies",
+        _column("name", TEXT),
+        _column("document", TEXT),
+        _column("updated_at_ms", INTEGER),
+        _key("policies", "name"),
+    )
+    _table(
+        "network_rules",
+        _column("name", TEXT),
+        _column("networks", TEXT),
+        _column("updated_at_ms", INTEGER),
+        _key("network_rules", "name"),
     )
     _table(
         "settings",

@@ -1,0 +1,123 @@
+"""What a call asks about, as a policy sees it: the resource, the contexts, the size of the data.
+
+The resource is found as the handler will find it, from the same reference or envelope, and nothing
+here waits, so a handler that looks its key up before it waits uses the key that was decided on.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from hsmux_protocol.columns import column_count
+from hsmux_protocol.context import parse_context
+from hsmux_protocol.envelope import HEADER_SIZE
+from hsmux_protocol.errors import InvalidArgument, RemoteProtocolError
+from hsmux_protocol.fields import Column
+from hsmux_protocol.references import ALIAS_PREFIX, KeyReference, check_alias, format_key_id
+
+from ..call import Call
+from ..catalog import Catalog
+from ..keys.batch_service import first_named, read_header
+from .patterns import Resource
+from .policy import ITEMS
+
+__all__ = ["contexts_of", "name_of", "resource_of", "size_of"]
+
+
+def resource_of(call: Call, catalog: Catalog) -> Resource | None:
+    """What a call acts on; None: nothing that a policy can name.
+
+    Raises:
+        InvalidArgument: It names nothing: there is no envelope where one should be.
+    """
+    kind = call.operation.resource
+    if not kind or not call.arguments:
+        return None
+    if kind == "new key":
+        return _new_key(_by_name(call))
+    return catalog.resource_of(_named_key(call))
+
+
+def name_of(call: Call) -> str:
+    """The resource as the caller named it; empty: it named none."""
+    if not call.operation.resource or not call.arguments:
+        return ""
+    if call.operation.resource == "new key":
+        return _by_name(call)["alias"] or ""
+    reference = call.arguments[0]
+    if reference is None:
+        return "the key of this envelope"
+    return _spelling(reference)
+
+
+def _spelling(reference: KeyReference) -> str:
+    name = reference.alias and ALIAS_PREFIX + reference.alias
+    version = "" if reference.version is None else f"@{reference.version}"
+    return (name or format_key_id(reference.key_id or b"")) + version
+
+
+def _by_name(call: Call) -> dict[str, Any]:
+    fields = call.operation.arguments
+    return {field.name: value for field, value in zip(fields, call.arguments, strict=True)}
+
+
+def _new_key(arguments: Mapping[str, Any]) -> Resource:
+    alias, tags = arguments["alias"], arguments["tags"]
+    try:
+        aliases = () if alias is None else (check_alias(alias),)
+    except ValueError as error:
+        raise InvalidArgument(f"alias: {error}") from None
+    return Resource(None, aliases, tuple(tags.items()))
+
+
+def _named_key(call: Call) -> KeyReference:
+    """The key that the first argument names, or the first envelope where that is left open."""
+    reference = call.arguments[0]
+    if isinstance(reference, KeyReference):
+        return reference
+    envelopes: bytes = call.arguments[-1]
+    if not isinstance(call.operation.arguments[-1].type, Column):
+        return KeyReference(read_header(envelopes).key_id, None, None)
+    starts = (envelopes[start : min(end, start + HEADER_SIZE)] for start, end in _places(envelopes))
+    return KeyReference(first_named(starts), None, None)
+
+
+def _places(column: bytes) -> Iterator[tuple[int, int]]:
+    """Where the items of a column begin and end; the handler checks that it is one."""
+    count = column_count(column)
+    base = 4 * (count + 2)
+    if len(column) < base:
+        return
+    before = 0
+    for (offset,) in struct.iter_unpack(">I", column[8:base]):
+        yield base + before, base + offset
+        before = offset
+
+
+def contexts_of(call: Call) -> tuple[Mapping[str, str], ...]:
+    """The encryption contexts of a call, each once.
+
+    Raises:
+        InvalidArgument: One of a column is malformed.
+    """
+    arguments = _by_name(call)
+    if "context" not in arguments:
+        return ()
+    column = arguments.get("contexts")
+    encoded = {arguments["context"]}
+    if column is not None:
+        encoded = {column[start:end] for start, end in _places(column)}
+    try:
+        return tuple(map(parse_context, encoded))
+    except RemoteProtocolError as error:
+        raise InvalidArgument(f"contexts: {error}") from None
+
+
+def size_of(call: Call) -> int:
+    """Bytes of the data, of the largest item in a batch."""
+    for field, value in zip(call.operation.arguments, call.arguments, strict=True):
+        if field.name in ITEMS:
+            if isinstance(field.type, Column):
+                return max((end - start for start, end in _places(value)), default=0)
+            return len(value)
+    return 0
