@@ -19,7 +19,7 @@ from .errors import OperatorError, first_of
 from .foundation import token_failure, token_settings
 from .hsm.errors import TokenError
 from .hsm.settings import TokenSettings
-from .initialise import Initialised, administrator_files
+from .initialise import FirstAdministrator, Initialised, administrator_files
 from .instance import Instance
 
 __all__ = [
@@ -53,14 +53,18 @@ def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     raise failures[0]
 
 
-def init(config: Path) -> Initialised:
+def init(config: Path, *, restored: bool = False) -> Initialised:
     """Initialise the deployment that a configuration file describes; safe to repeat.
+
+    Args:
+        config: The file.
+        restored: Give the first administrator back its state and policy.
 
     Returns:
         Where the first administrator's client key is.
     """
     log_to(STDERR, level="warning")
-    return _run(run_init, load_config(config))
+    return _run(run_init, load_config(config), FirstAdministrator(restored=restored))
 
 
 def administrator(config: Path) -> tuple[Server, Path]:

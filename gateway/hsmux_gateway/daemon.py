@@ -22,8 +22,6 @@ import trio
 
 from hsmux_protocol.errors import HsmuxError
 
-from .access import first_policies
-from .access.policy import Policy
 from .assembly import Gateway
 from .audit.recorder import Recorder, RecordError
 from .config import Config
@@ -31,7 +29,7 @@ from .errors import EXIT_AGAIN, OperatorError
 from .foundation import Foundation, open_foundation, operator_border
 from .health import HealthServer
 from .heap import fix_heap_sizes
-from .initialise import Initialised, initialise, unlock
+from .initialise import FIRST_ADMINISTRATOR, FirstAdministrator, Initialised, initialise, unlock
 from .listener import open_sockets
 from .log_sink import LogSink
 
@@ -93,12 +91,14 @@ class _Signals:
             log.info("the records go on in a new file")
 
 
-async def run_init(config: Config, *, policy: Policy = first_policies.ADMINISTRATOR) -> Initialised:
+async def run_init(
+    config: Config, administrator: FirstAdministrator = FIRST_ADMINISTRATOR
+) -> Initialised:
     """Initialise a deployment; safe to run again.
 
     Args:
         config: Of the gateway.
-        policy: What the first administrator may do.
+        administrator: What the first administrator gets.
 
     Raises:
         OperatorError: A step cannot be done; says what to do.
@@ -106,7 +106,7 @@ async def run_init(config: Config, *, policy: Policy = first_policies.ADMINISTRA
     with operator_border():
         async with open_foundation(config, create=True) as base:
             return await initialise(
-                base.config, base.instance, base.arena, base.tokens, base.store, policy
+                base.config, base.instance, base.arena, base.tokens, base.store, administrator
             )
     raise AssertionError("the border raises what it catches")
 

@@ -25,7 +25,7 @@ from .config import Config, load_config
 from .daemon import Addresses, log_to, run_serve
 from .errors import OperatorError
 from .foundation import Foundation
-from .initialise import initialise
+from .initialise import FirstAdministrator, initialise
 from .instance import write_file
 from .private_files import check_directory, open_log
 
@@ -169,7 +169,12 @@ def dev_gateway(state: Path | None, port: int) -> Iterator[Callable[[], Awaitabl
 
         async def before(base: Foundation) -> None:
             await initialise(
-                base.config, base.instance, base.arena, base.tokens, base.store, EVERYTHING
+                base.config,
+                base.instance,
+                base.arena,
+                base.tokens,
+                base.store,
+                FirstAdministrator(EVERYTHING),
             )
 
         async def main() -> None:

@@ -13,16 +13,18 @@ steps and finds all done but its own certificate.
        CA, do not carry the configured names, or are about to end
     7. the first administrator: client key as files, then its policy, access point and client key in
        the store; another client key where the files are gone, are of one that is revoked, or are
-       about to end
+       about to end; on demand its state and policy again, whatever became of them
 """
 
 import datetime
 import os
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 import trio
 from cryptography import x509
@@ -60,7 +62,9 @@ from .store.transaction import Reader, Transaction
 
 __all__ = [
     "ADMINISTRATOR",
+    "FIRST_ADMINISTRATOR",
     "RENEWAL",
+    "FirstAdministrator",
     "Initialised",
     "administrator_files",
     "find_root",
@@ -397,13 +401,32 @@ def administrator_files(instance: Instance) -> Initialised:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class FirstAdministrator:
+    """What the first administrator gets.
+
+    Attributes:
+        policy: What it may do.
+        restored: Give it back its state and its policy, whatever became of them.
+    """
+
+    policy: Policy = first_policies.ADMINISTRATOR
+    restored: bool = False
+
+
+FIRST_ADMINISTRATOR: Final = FirstAdministrator()
+"""As production has it."""
+
+
 async def _make_administrator(
-    instance: Instance, authority: DeploymentAuthority, store: Store, policy: Policy
+    instance: Instance, authority: DeploymentAuthority, store: Store, wanted: FirstAdministrator
 ) -> bool:
     """Step 7; whether a client key was made. The files come first, so a client key that is
     accepted is never without them.
     """
     paths = administrator_files(instance)
+    if wanted.restored:
+        await trio.to_thread.run_sync(store.write, partial(_restore_administrator, wanted.policy))
     found, accepted = await trio.to_thread.run_sync(store.read, _read_administrator)
     if _is_accepted(paths, accepted):
         return False
@@ -417,7 +440,7 @@ async def _make_administrator(
     write_file(paths.ca, ca_pem, mode=0o644)
     if found is None:
         at_ms, description = _now_ms(), "the first administrator, made by init"
-        granted = PolicyRow(ADMINISTRATOR, format_policy(policy), at_ms)
+        granted = PolicyRow(ADMINISTRATOR, format_policy(wanted.policy), at_ms)
         row = AccessPointRow(
             os.urandom(16), ADMINISTRATOR, description, "Enabled", granted.name, "", at_ms
         )
@@ -427,6 +450,22 @@ async def _make_administrator(
         directory = str(instance.administrator)
         log.warning("the administrator has another client key now", directory=directory)
     return True
+
+
+def _restore_administrator(policy: Policy, transaction: Transaction) -> None:
+    """Make the first administrator what it was: enabled, with its policy, from anywhere."""
+    for point in transaction.select(AccessPointRow, name=ADMINISTRATOR):
+        granted = PolicyRow(ADMINISTRATOR, format_policy(policy), _now_ms())
+        found = transaction.get(PolicyRow, ADMINISTRATOR)
+        if found is None:
+            transaction.insert(granted)
+        else:
+            transaction.update(msgspec.structs.replace(granted, row_revision=found.row_revision))
+        changed = msgspec.structs.replace(
+            point, state="Enabled", policies=ADMINISTRATOR, network_rules=""
+        )
+        transaction.update(changed)
+        log.warning("the first administrator has its state and its policy again")
 
 
 def _read_administrator(reader: Reader) -> tuple[AccessPointRow | None, list[bytes]]:
@@ -449,7 +488,7 @@ async def initialise(
     arena: Arena,
     tokens: dict[str, Token],
     store: Store,
-    policy: Policy = first_policies.ADMINISTRATOR,
+    administrator: FirstAdministrator = FIRST_ADMINISTRATOR,
 ) -> Initialised:
     """Do every step that is not done yet.
 
@@ -459,7 +498,7 @@ async def initialise(
         arena: Key memory.
         tokens: Open tokens by name.
         store: Created; bare or sealed.
-        policy: What the first administrator may do.
+        administrator: What the first administrator gets.
 
     Returns:
         Where the administrator's client key is, and what was made.
@@ -474,13 +513,13 @@ async def initialise(
     has_wrapping_key = await _make_wrapping_key(config, tokens, store)
     row, has_ca = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
-    administrator = await _make_administrator(instance, authority, store, policy)
+    has_client_key = await _make_administrator(instance, authority, store, administrator)
     made = {
         "the root key": bootstrap.bare,
         "the wrapping key": has_wrapping_key,
         "the CA": has_ca,
         "the gateway's certificate": await _make_server_certificate(config, instance, authority),
-        "the administrator's client key": administrator,
+        "the administrator's client key": has_client_key,
     }
     done = tuple(name for name, is_new in made.items() if is_new)
     return replace(administrator_files(instance), made=done)

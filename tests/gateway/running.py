@@ -16,16 +16,16 @@ STOP_TIMEOUT_S = 20
 PROGRAM = """
 import json, sys, trio
 from pathlib import Path
-from functools import partial
 from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import log_to, run_init, run_serve
+from hsmux_gateway.initialise import FirstAdministrator
 
 log = open(sys.argv[2], "a")
 sink = log_to(log.fileno())
 config = load_config(Path(sys.argv[1]))
 if "init" in sys.argv[3:]:
-    trio.run(partial(run_init, config, policy=EVERYTHING))
+    trio.run(run_init, config, FirstAdministrator(EVERYTHING))
 
 def ready(addresses):
     print(json.dumps([addresses.server, addresses.health]), flush=True)

@@ -1,6 +1,7 @@
 """`init`: it can be killed anywhere and run again, and mends what is missing."""
 
 import datetime
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import run_init
 from hsmux_gateway.errors import OperatorError
-from hsmux_gateway.initialise import Initialised
+from hsmux_gateway.initialise import ADMINISTRATOR, FirstAdministrator, Initialised
+from hsmux_protocol import errors
 from tests.documents.sections import ROOT
 from tests.gateway.hardware import PIN, write_hardware_config
 from tests.gateway.raw_client import client_context, connect
-from tests.gateway.running import running_gateway, write_config
+from tests.gateway.running import Running, running_gateway, write_config
 
 RUNS = [
     pytest.param("chain", 5, id="one-by-one"),
@@ -180,3 +182,36 @@ def test_a_token_that_lost_its_root_is_one_line_for_the_operator(tmp_path: Path)
             path.unlink()
     with pytest.raises(OperatorError, match="token soft does not open this store's root key"):
         _init(config)
+
+
+def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
+    with connect(running.address, client_context(running.administrator)) as first:
+        first.call("create_access_point", "second", "", ["administrator"])
+        _, certificate, ca, private_key = first.call("create_client_key", "second", None, 30)
+    (directory / "administrator.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate))
+    (directory / "administrator.key").write_bytes(private_key)
+    (directory / "ca.pem").write_text(ssl.DER_cert_to_PEM_cert(ca))
+    return client_context(directory)
+
+
+@pytest.mark.parametrize("loss", ["Disabled", "Deleted", "policy"])
+def test_the_glass_can_be_broken(tmp_path: Path, loss: str) -> None:
+    """An administrator that another one locked out has its state and its policy again."""
+    config = write_config(tmp_path)
+    nothing: list[list[str]] = [[], [], [], []]
+    with running_gateway(config) as running:
+        with connect(running.address, _second_administrator(running, tmp_path)) as second:
+            if loss == "Deleted":
+                second.call("delete_access_point", ADMINISTRATOR)
+            elif loss == "Disabled":
+                second.call("update_access_point", ADMINISTRATOR, None, loss, *nothing)
+            else:
+                gone = [[], [ADMINISTRATOR], *nothing[2:]]
+                second.call("update_access_point", ADMINISTRATOR, None, None, *gone)
+    trio.run(run_init, load_config(config), FirstAdministrator(restored=True))
+    with running_gateway(config, init=False) as running:
+        with connect(running.address, client_context(running.administrator)) as first:
+            record = first.call("show_access_point", ADMINISTRATOR)[0]
+            assert (record.state, record.policies) == ("Enabled", [ADMINISTRATOR])
+            with pytest.raises(errors.Denied):
+                first.call("generate_random", 1)

@@ -6,7 +6,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from cryptography import x509
 from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import run_init
+from hsmux_gateway.initialise import FirstAdministrator
 from hsmux_protocol import errors
 from hsmux_protocol.connection import VERSION, ClientConnection
 from hsmux_protocol.frames import Error, Hello
@@ -65,7 +65,7 @@ class Border:
 def border(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Border]:
     """A gateway whose CA a test can misuse."""
     config = write_config(tmp_path_factory.mktemp("border"))
-    trio.run(partial(run_init, load_config(config), policy=EVERYTHING))
+    trio.run(run_init, load_config(config), FirstAdministrator(EVERYTHING))
     issuer = open_issuer(config)
     shorts = [_short(issuer, config, seconds) for seconds in SHORT_S]
     tls = config.parent / "instance" / "tls"

@@ -90,7 +90,8 @@ class Safeguards:
         """Access points that may be administrators, the caller's own first."""
         own = call.principal.access_point_id
         yield own
-        for access_point_id, row in self._catalog.access_points.items():
+        # A copy made at once: this runs in a thread, and the event loop adds meanwhile.
+        for access_point_id, row in list(self._catalog.access_points.items()):
             if row.policies and row.state == "Enabled" and access_point_id != own:
                 yield access_point_id
 
@@ -115,7 +116,7 @@ class Safeguards:
 
     def _accepted_until_ms(self, reader: Reader, access_point_id: bytes, now_ms: int) -> int:
         """The end of a client key of an access point that is accepted; 0: there is none."""
-        for client_key_id in self._catalog.client_keys_of.get(access_point_id, ()):
+        for client_key_id in tuple(self._catalog.client_keys_of.get(access_point_id, ())):
             key = reader.get(ClientKeyRow, client_key_id)
             if key is not None and key.state == "Enabled" and key.not_after_ms > now_ms:
                 return key.not_after_ms

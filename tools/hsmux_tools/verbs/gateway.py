@@ -56,8 +56,14 @@ def dev(state: Path | None, port: int) -> None:
 @verb("init", "hsmux init --config /etc/hsmux.toml", "hsmux init --config gw.toml --profile ops")
 @_config
 @replace_option
+@click.option(
+    "--restore-administrator",
+    "restored",
+    is_flag=True,
+    help="Give the first administrator back its state and its policy: break the glass.",
+)
 @click.pass_obj
-def init(settings: Settings, config: Path, replace: bool) -> None:
+def init(settings: Settings, config: Path, replace: bool, restored: bool) -> None:
     """Initialise the deployment a configuration describes.
 
     Makes the root key, the CA and the first administrator's client key, and saves a profile with
@@ -68,7 +74,7 @@ def init(settings: Settings, config: Path, replace: bool) -> None:
     with gateway_command() as command:
         server, certificate = command.administrator(config)
         refuse_taken(profile, replace=replace, own=os.path.abspath(certificate))
-        made = command.init(config)
+        made = command.init(config, restored=restored)
         _save_administrator(server, profile, made)
     talk(f"made {', '.join(made.made)}" if made.made else "all was there already; nothing was made")
     talk(f"saved profile {profile}; next:")
