@@ -15,6 +15,7 @@ from hsmux_protocol.references import format_key_id
 
 from .access.administration import AdministrationService
 from .access.identities import Identities
+from .access.permits import Permits
 from .access.policy_service import PolicyService
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
@@ -108,6 +109,7 @@ class Gateway:
         self._identities = Identities(
             self.catalog, self._rules, config.store.stale_s, self.effects.refresh
         )
+        self.effects.permits = Permits(self._identities)
         self._counters = UseCounters(self._lease_uses)
         self._threads_queue = FairBudget(THREAD_QUEUE_MAX)
         self._token_name = config.root.token or next(iter(config.hsm), None)

@@ -5,6 +5,10 @@ answers. It runs with the memory of its idempotency token in one transaction, so
 remembered means an effect that happened, and the other way round. When it is durable, the
 catalogue is brought up to date before the answer leaves: whoever saw the answer finds the change.
 
+A change was decided on before it was made, and making it can take a while. So it is decided again
+when it goes to the store, and in its transaction the rows that decision rests on must be those it
+was made from: no change of somebody who lost a right follows the answer that took it.
+
 While the transaction waits for its turn, cancellation and deadlines take it back: nothing is
 changed. Once it is begun they wait up to `PATIENCE_S` for its end, because that is the one answer
 that is true; a database that takes longer makes the outcome unknown.
@@ -20,7 +24,7 @@ have its answer.
 
 import time
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import msgpack
 import structlog
@@ -47,11 +51,22 @@ from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
 
-__all__ = ["CONFLICTS", "Effects", "presented"]
+__all__ = ["CONFLICTS", "Effects", "Permits", "presented"]
 
 log = structlog.get_logger("hsmux.effects")
 
 T = TypeVar("T")
+
+
+class Permits(Protocol):
+    """Whether a call is allowed still."""
+
+    def require(self, call: Call) -> None:
+        """Decide once more, from memory; raises Denied or Unauthenticated."""
+
+    def require_unchanged(self, reader: Reader, call: Call, since: int) -> None:
+        """Refuse a call whose decision, made at revision `since`, rests on rows that changed."""
+
 
 RETRY_AFTER_MS: Final = 500
 """What a caller is told to wait while the store is away or full of work."""
@@ -106,12 +121,16 @@ class Effects:
         store: Read through `read_limiter`.
         writer: Groups writes.
         catalog: Brought up to date after every change.
+
+    Attributes:
+        permits: Asked before every change of a call; None: nobody is.
     """
 
     def __init__(self, store: Store, writer: StoreWriter, catalog: Catalog) -> None:
         self._store = store
         self._writer = writer
         self._catalog = catalog
+        self.permits: Permits | None = None
         self._limiter = trio.CapacityLimiter(1)
         self._recalling = FairThreads(1, FairBudget(READS_MAX))
         self._refreshing = trio.Lock()
@@ -158,7 +177,17 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
-        return await self._write(work, call.principal.access_point_id, is_own=False)
+        tenant, permits = call.principal.access_point_id, self.permits
+        if permits is None:
+            return await self._write(work, tenant, is_own=False)
+        permits.require(call)
+        since = self._catalog.revision
+
+        def permitted(transaction: Transaction) -> T:
+            permits.require_unchanged(transaction, call, since)
+            return work(transaction)
+
+        return await self._write(permitted, tenant, is_own=False)
 
     async def write(self, work: Callable[[Transaction], T], *, tenant: bytes = SYSTEM_TENANT) -> T:
         """Do a work of the gateway's own, and bring the catalogue up to date.

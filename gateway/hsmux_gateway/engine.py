@@ -45,17 +45,15 @@ from hsmux_protocol.errors import (
     Busy,
     Cancelled,
     DeadlineExceeded,
-    Denied,
     HsmuxError,
     InternalError,
-    Unauthenticated,
     Unavailable,
 )
 from hsmux_protocol.fields import write_fields
 from hsmux_protocol.operations import OPERATIONS
 
-from .access.asked import name_of
-from .access.decision import CallFacts, Decision, decide_again
+from .access.decision import CallFacts, Decision
+from .access.permits import refuse_denied, refuse_stranger
 from .audit.recorder import Record, Recorder
 from .call import Call, Outcome
 from .fairness import FairBudget
@@ -287,16 +285,10 @@ class Engine:
 
     def _decide(self, call: Call, refusal: HsmuxError | None) -> Decision:
         facts = self._identities.facts(call)
-        if not (facts.access_point_enabled and facts.client_key_enabled):
-            raise Unauthenticated("this client key is not accepted any more")
-        if facts.now_ms >= facts.valid_until_ms:
-            raise Unauthenticated("this client key has expired; issue a new one")
+        refuse_stranger(facts)
         if refusal is not None:
             raise refusal
-        decision = decide_again(facts)
-        if not decision.allowed:
-            what = f"{call.operation.permission} {name_of(call)}".rstrip()
-            raise Denied(f"access point {call.principal.access_point} may not {what}")
+        decision = refuse_denied(call, facts)
         if time.monotonic() >= call.deadline:
             raise DeadlineExceeded("the time for this request ran out before it was begun")
         return decision

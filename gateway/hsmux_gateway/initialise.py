@@ -449,6 +449,11 @@ async def _make_administrator(
         await _write(store, [client_key_row(certificate, found.access_point_id)])
         directory = str(instance.administrator)
         log.warning("the administrator has another client key now", directory=directory)
+        if found.state != "Enabled" or ADMINISTRATOR not in found.policies.split("\n"):
+            log.warning(
+                "the administrator is disabled or lost its policy: run this again with "
+                "--restore-administrator to give both back"
+            )
     return True
 
 

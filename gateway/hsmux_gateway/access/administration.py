@@ -165,6 +165,7 @@ class AdministrationService:
 
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
+            counts = self._safeguards.may_administer(transaction, row.access_point_id)
             if any(moved) or state is not None:
                 self._safeguards.refuse_own(transaction, call, row.access_point_id)
             require_policies(transaction, add_policies)
@@ -177,7 +178,8 @@ class AdministrationService:
                 network_rules=_changed_names("network rules", row.network_rules, *moved[2:]),
             )
             stored = row if changed == row else transaction.update(changed)
-            self._safeguards.keep_administrator(transaction, call)
+            if counts:
+                self._safeguards.keep_administrator(transaction, call)
             return [_access_point_record(stored)]
 
         return await self._effects.apply(call, effect)
@@ -189,9 +191,11 @@ class AdministrationService:
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
             self._safeguards.refuse_own(transaction, call, row.access_point_id)
+            counts = self._safeguards.may_administer(transaction, row.access_point_id)
             gone = msgspec.structs.replace(row, state="Deleted", policies="", network_rules="")
             stored = transaction.update(gone)
-            self._safeguards.keep_administrator(transaction, call)
+            if counts:
+                self._safeguards.keep_administrator(transaction, call)
             return [_access_point_record(stored)]
 
         return await self._effects.apply(call, effect)
@@ -286,7 +290,8 @@ class AdministrationService:
                 raise NotFound("there is no such client key")
             if row.state != "Revoked":
                 row = transaction.update(msgspec.structs.replace(row, state="Revoked"))
-                self._safeguards.keep_administrator(transaction, call)
+                if self._safeguards.may_administer(transaction, row.access_point_id):
+                    self._safeguards.keep_administrator(transaction, call)
             return [self._client_key_record(row)]
 
         if client_key_id == call.principal.client_key_id:

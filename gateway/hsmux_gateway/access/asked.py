@@ -4,11 +4,9 @@ The resource is found as the handler will find it, from the same reference or en
 here waits, so a handler that looks its key up before it waits uses the key that was decided on.
 """
 
-import struct
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from hsmux_protocol.columns import column_count
 from hsmux_protocol.context import parse_context
 from hsmux_protocol.envelope import HEADER_SIZE
 from hsmux_protocol.errors import InvalidArgument, RemoteProtocolError
@@ -18,10 +16,16 @@ from hsmux_protocol.references import ALIAS_PREFIX, KeyReference, check_alias, f
 from ..call import Call
 from ..catalog import Catalog
 from ..keys.batch_service import first_named, read_header
+from ..keys.batches import read_column
 from .patterns import Resource
 from .policy import ITEMS
 
-__all__ = ["contexts_of", "name_of", "resource_of", "size_of"]
+__all__ = ["CONTEXTS_MAX", "contexts_of", "name_of", "resource_of", "size_of"]
+
+CONTEXTS_MAX: Final = 256
+"""Different contexts of a batch that policies look at: they are parsed in one go, before anything
+is decided.
+"""
 
 
 def resource_of(call: Call, catalog: Catalog) -> Resource | None:
@@ -57,6 +61,8 @@ def _spelling(reference: KeyReference) -> str:
 
 
 def _by_name(call: Call) -> dict[str, Any]:
+    if not call.arguments:
+        return {}
     fields = call.operation.arguments
     return {field.name: value for field, value in zip(fields, call.arguments, strict=True)}
 
@@ -78,27 +84,15 @@ def _named_key(call: Call) -> KeyReference:
     envelopes: bytes = call.arguments[-1]
     if not isinstance(call.operation.arguments[-1].type, Column):
         return KeyReference(read_header(envelopes).key_id, None, None)
-    starts = (envelopes[start : min(end, start + HEADER_SIZE)] for start, end in _places(envelopes))
-    return KeyReference(first_named(starts), None, None)
-
-
-def _places(column: bytes) -> Iterator[tuple[int, int]]:
-    """Where the items of a column begin and end; the handler checks that it is one."""
-    count = column_count(column)
-    base = 4 * (count + 2)
-    if len(column) < base:
-        return
-    before = 0
-    for (offset,) in struct.iter_unpack(">I", column[8:base]):
-        yield base + before, base + offset
-        before = offset
+    items = read_column(envelopes, call.operation.arguments[-1].name)
+    return KeyReference(first_named(item[:HEADER_SIZE] for item in items), None, None)
 
 
 def contexts_of(call: Call) -> tuple[Mapping[str, str], ...]:
-    """The encryption contexts of a call, each once.
+    """The encryption contexts of a call, each once; none of a call that could not be read.
 
     Raises:
-        InvalidArgument: One of a column is malformed.
+        InvalidArgument: One is malformed, or there are too many different ones to look at.
     """
     arguments = _by_name(call)
     if "context" not in arguments:
@@ -106,7 +100,12 @@ def contexts_of(call: Call) -> tuple[Mapping[str, str], ...]:
     column = arguments.get("contexts")
     encoded = {arguments["context"]}
     if column is not None:
-        encoded = {column[start:end] for start, end in _places(column)}
+        encoded = set(read_column(column, "contexts"))
+    if len(encoded) > CONTEXTS_MAX:
+        raise InvalidArgument(
+            f"contexts: a policy looks at them, and there are {len(encoded)} different ones; "
+            f"at most {CONTEXTS_MAX} in a batch"
+        )
     try:
         return tuple(map(parse_context, encoded))
     except RemoteProtocolError as error:
@@ -115,9 +114,9 @@ def contexts_of(call: Call) -> tuple[Mapping[str, str], ...]:
 
 def size_of(call: Call) -> int:
     """Bytes of the data, of the largest item in a batch."""
-    for field, value in zip(call.operation.arguments, call.arguments, strict=True):
-        if field.name in ITEMS:
-            if isinstance(field.type, Column):
-                return max((end - start for start, end in _places(value)), default=0)
-            return len(value)
+    fields = {field.name: field.type for field in call.operation.arguments}
+    for name, value in _by_name(call).items():
+        if name in ITEMS:
+            is_column = isinstance(fields[name], Column)
+            return max(map(len, read_column(value, name)), default=0) if is_column else len(value)
     return 0

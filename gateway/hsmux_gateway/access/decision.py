@@ -147,7 +147,8 @@ def decide_again(facts: CallFacts) -> Decision:
     if found is not None and facts.now_ms < found.valid_until_ms:
         return found
     decision = decide(facts)
-    if decision.depends_on == _RULED:
+    # Denials are not: a key that is not there has none, and time must not tell which it is.
+    if decision.allowed and decision.depends_on == _RULED:
         if len(remembered) >= REMEMBERED_MAX:
             remembered.clear()
         remembered[asked] = decision

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 from .networks import Networks
-from .patterns import Index, Pattern, Resource, parse_pattern
+from .patterns import Index, Resource, parse_pattern
 from .policy import Policy, Statement, permissions_of
 from .windows import Window, parse_window
 
@@ -71,33 +71,45 @@ class Grants:
         ]
         written.sort(key=lambda pair: (pair[0].is_allowing, bool(pair[0].needs)))
         self._rules = [rule for rule, _ in written]
-        entries: dict[str, list[tuple[Pattern, int]]] = {}
+        self._patterns = [list(map(parse_pattern, s.resources)) for _, s in written]
+        spoken: dict[str, list[int]] = {}
         for number, (_, statement) in enumerate(written):
-            patterns = [parse_pattern(text) for text in statement.resources]
             for permission in permissions_of(statement):
-                entries.setdefault(permission, []).extend((p, number) for p in patterns)
-        self._indexes = {permission: Index(found) for permission, found in entries.items()}
-        self._needs = {
-            permission: frozenset[str]().union(*(self._rules[n].needs for _, n in found))
-            for permission, found in entries.items()
+                spoken.setdefault(permission, []).append(number)
+        self._spoken = {permission: tuple(numbers) for permission, numbers in spoken.items()}
+        self._looked_at = {
+            permission: frozenset[str]().union(*(self._rules[n].needs for n in numbers))
+            for permission, numbers in spoken.items()
         }
+        # Made when first asked for; permissions that the same rules speak about share one.
+        self._indexes: dict[tuple[int, ...], Index] = {}
 
     def __repr__(self) -> str:
-        return f"Grants({len(self._rules)} rules for {len(self._indexes)} permissions)"
+        return f"Grants({len(self._rules)} rules for {len(self._spoken)} permissions)"
 
     def rules(self, permission: str, resource: Resource | None) -> list[Rule]:
         """The rules that speak about an operation on a resource, in the order of the row."""
-        index = self._indexes.get(permission)
-        return [] if index is None else [self._rules[number] for number in index.find(resource)]
+        numbers = self._spoken.get(permission)
+        if numbers is None:
+            return []
+        index = self._indexes.get(numbers)
+        if index is None:
+            index = Index((pattern, n) for n in numbers for pattern in self._patterns[n])
+            self._indexes[numbers] = index
+        return [self._rules[number] for number in index.find(resource)]
 
     def all_rules(self, permission: str) -> list[Rule]:
         """The rules that speak about an operation, on whatever resource."""
-        found = self._indexes.get(permission)
-        return [] if found is None else [self._rules[number] for number in found.numbers()]
+        return [self._rules[number] for number in self._spoken.get(permission, ())]
 
-    def needs(self, permission: str) -> frozenset[str]:
-        """The facts that rules about an operation may look at."""
-        return self._needs.get(permission, frozenset())
+    def needs(self, permission: str, resource: Resource | None) -> frozenset[str]:
+        """The facts that rules about an operation on a resource look at."""
+        if not self._looked_at.get(permission):
+            return NOTHING
+        return NOTHING.union(*(rule.needs for rule in self.rules(permission, resource)))
+
+
+NOTHING: Final = frozenset[str]()
 
 
 def _title(number: int, statement: Statement) -> str:

@@ -23,7 +23,7 @@ from .decision import CallFacts
 from .patterns import Resource
 from .rules import AccessRules
 
-__all__ = ["Identities", "spki_sha256"]
+__all__ = ["NAMING", "Identities", "spki_sha256"]
 
 NAMING: Final = ("put_policy",)
 """What it needs beside the right to manage keys to give a key a name that a policy speaks of: it
@@ -112,8 +112,11 @@ class Identities:
             # Who is not accepted learns nothing about what it sent.
             return CallFacts(is_enabled, has_key, until_ms, now_ms, permission)
         grants = self._rules.grants_of(principal.access_point_id)
-        needs = grants.needs(permission)
         resource = resource_of(call, self._catalog)
+        also = NAMING if self._gives_names(call, resource) else ()
+        needs = grants.needs(permission, resource)
+        for further in also:
+            needs |= grants.needs(further, None)
         address, is_inside = "", True
         if point.network_rules or "network" in needs:
             # The peer's port follows its address.
@@ -126,7 +129,7 @@ class Identities:
             now_ms,
             permission,
             resource,
-            NAMING if self._gives_names(call, resource) else (),
+            also,
             grants,
             is_inside,
             address,

@@ -12,6 +12,9 @@ __all__ = ["Networks", "parse_networks"]
 REMEMBERED_MAX: Final = 4096
 """Addresses whose place is remembered, for each rule."""
 
+MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
+"""IPv4 addresses inside IPv6 (RFC 4291 section 2.5.5.2), which count as IPv4."""
+
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -31,10 +34,16 @@ def parse_networks(texts: Iterable[str]) -> list[str]:
 
 
 def _parse_network(text: str) -> _Network:
+    if "%" in text:
+        raise ValueError(f"{text!r}: a zone has no place in a network")
     try:
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError:
-        pass
+        network = None
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(MAPPED):
+        raise ValueError(f"{text!r}: write IPv4 networks as such")
+    if network is not None:
+        return network
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:

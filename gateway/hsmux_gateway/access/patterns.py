@@ -145,10 +145,6 @@ class Index:
     def __repr__(self) -> str:
         return f"Index({len(self._exact)} exact, {len(self._globs)} globs)"
 
-    def numbers(self) -> list[int]:
-        """All numbers, ascending."""
-        return sorted(self._everything.union(*self._exact.values(), *self._globs.values()))
-
     def find(self, resource: Resource | None) -> list[int]:
         """The numbers whose patterns match a resource, ascending; None: nothing to be named."""
         found = set(self._everything)

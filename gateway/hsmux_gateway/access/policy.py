@@ -36,6 +36,9 @@ from .windows import WindowDocument, parse_window
 
 __all__ = [
     "ITEMS",
+    "RESOURCED",
+    "WITH_CONTEXT",
+    "WITH_SIZE",
     "Conditions",
     "Policy",
     "PolicyError",
@@ -52,6 +55,9 @@ RESOURCES_MAX: Final = 128
 
 DESCRIPTION_LENGTH_MAX: Final = 256
 """Characters of a policy's description."""
+
+NAME_LENGTH_MAX: Final = 64
+"""Characters of a statement's name."""
 
 ITEMS: Final = ("plaintext", "plaintexts", "ciphertext", "ciphertexts", "message")
 """Arguments whose size a condition can bound."""
@@ -88,13 +94,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     description: str = ""
 
 
-_RESOURCED: Final = frozenset(o.permission for o in OPERATIONS.values() if o.resource)
-_WITH_CONTEXT: Final = frozenset(
+RESOURCED: Final = frozenset(o.permission for o in OPERATIONS.values() if o.resource)
+WITH_CONTEXT: Final = frozenset(
     operation.permission
     for operation in OPERATIONS.values()
     if any(isinstance(field.type, Context) for field in operation.arguments)
 )
-_WITH_SIZE: Final = frozenset(
+WITH_SIZE: Final = frozenset(
     operation.permission
     for operation in OPERATIONS.values()
     if any(field.name in ITEMS for field in operation.arguments)
@@ -120,6 +126,8 @@ def parse_policy(text: str) -> Policy:
         raise
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"not JSON: {error}") from None
+    if not _is_unicode(value):
+        raise PolicyError("not valid Unicode")
     _check_names(value, Policy, "")
     try:
         policy = msgspec.convert(value, Policy)
@@ -146,6 +154,15 @@ def permissions_of(statement: Statement) -> frozenset[str]:
 def network_rules_of(policy: Policy) -> set[str]:
     """The network rules that statements of a policy require."""
     return {s.conditions.network_rule for s in policy.statements} - {""}
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all texts can be written as UTF-8: JSON's escapes can name halves of a character."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -188,6 +205,8 @@ def _check(policy: Policy) -> None:
         try:
             for text in (policy.description, statement.name):
                 _check_text(text)
+            if len(statement.name) > NAME_LENGTH_MAX:
+                raise ValueError(f"name: more than {NAME_LENGTH_MAX} characters")
             if statement.name in names:
                 raise ValueError(f"name: {statement.name!r} is the name of another statement")
             _check_operations(statement)
@@ -237,11 +256,11 @@ def _check_resources(statement: Statement) -> None:
     if EVERYTHING in statement.resources:
         return
     for name in statement.operations:
-        if name in PERMISSIONS - _RESOURCED:
+        if name in PERMISSIONS - RESOURCED:
             raise ValueError(
                 f"operations: {name} is about no single key, so only the resource * can name it"
             )
-    if not permissions_of(statement) & _RESOURCED:
+    if not permissions_of(statement) & RESOURCED:
         raise ValueError(
             f"resources: the operations of {statement.role} are about no single key, so only the "
             "resource * can name them"
@@ -262,7 +281,7 @@ def _check_conditions(statement: Statement) -> None:
     except ValueError as error:
         part = "time." if str(error).partition(":")[0] in _WINDOW_FIELDS else ""
         raise ValueError(f"conditions.{part}{error}") from None
-    for name, able in (("context", _WITH_CONTEXT), ("size_max", _WITH_SIZE)):
+    for name, able in (("context", WITH_CONTEXT), ("size_max", WITH_SIZE)):
         is_set = getattr(conditions, name) not in ({}, None)
         if is_set and not permissions & able:
             raise ValueError(f"conditions.{name}: no operation here has one; it never holds")

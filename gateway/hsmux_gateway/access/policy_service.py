@@ -20,8 +20,17 @@ from ..store.rows import AccessPointRow, NetworkRuleRow, PolicyRow
 from ..store.transaction import Reader, Transaction
 from ..strict import nearest
 from .decision import CallFacts, decide, missing
+from .identities import NAMING
 from .networks import parse_networks
-from .policy import PolicyError, format_policy, network_rules_of, parse_policy
+from .policy import (
+    RESOURCED,
+    WITH_CONTEXT,
+    WITH_SIZE,
+    PolicyError,
+    format_policy,
+    network_rules_of,
+    parse_policy,
+)
 from .rules import AccessRules, lines_of, read_policy
 from .safeguards import Safeguards
 from .windows import FOREVER_MS
@@ -135,18 +144,24 @@ class PolicyService:
     ) -> list[Any]:
         """What would be decided of a request of an access point that connects with a good key."""
         row = self._catalog.find_access_point(access_point)
+        permission = _permission(operation)
+        named = None
+        if resource is not None and permission in RESOURCED:
+            named = self._catalog.resource_of(resource)
+        gives_names = permission == "create_key" and named and self._rules.speaks_of(named)
         facts = CallFacts(
             row.state == "Enabled",
             True,
             FOREVER_MS,
             _now_ms(),
-            _permission(operation),
-            None if resource is None else self._catalog.resource_of(resource),
+            permission,
+            named,
+            NAMING if gives_names else (),
             grants=self._rules.grants_of(row.access_point_id),
             is_inside=self._rules.comes_from_inside(row.access_point_id, _address(address)),
             peer_address=_address(address),
-            contexts=(parse_context(context),),
-            size=size,
+            contexts=(parse_context(context),) if permission in WITH_CONTEXT else (),
+            size=size if permission in WITH_SIZE else 0,
         )
         decision = decide(facts)
         lacking = [] if decision.allowed else missing(facts)[:LACKING_MAX]

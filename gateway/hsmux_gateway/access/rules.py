@@ -16,7 +16,7 @@ from ..store.store import Changes
 from .grants import NO_GRANTS, Grants, compile_grants
 from .networks import Networks
 from .patterns import Index, Pattern, Resource, parse_pattern
-from .policy import Policy
+from .policy import Policy, network_rules_of
 
 __all__ = ["NOWHERE", "AccessRules", "lines_of", "read_policy"]
 
@@ -57,6 +57,7 @@ class AccessRules:
         self._own_networks: dict[bytes, tuple[Networks, ...]] = {}
         self._patterns: dict[str, set[Pattern]] = {}
         self._policies_of: dict[bytes, list[str]] = {}
+        self._required: dict[bytes, set[str]] = {}
         self._users: Counter[str] = Counter()
         self._named: Index | None = None
         catalog.on_rule_change(self._changed)
@@ -71,7 +72,9 @@ class AccessRules:
             row = self._catalog.access_points.get(access_point_id)
             names = lines_of(row.policies) if row is not None else []
             policies = {name: p for name in names if (p := self._policy(name)) is not None}
+            required = set[str]().union(*map(network_rules_of, policies.values()))
             grants = compile_grants(names, policies, self._all_networks()) if names else NO_GRANTS
+            self._required[access_point_id] = required
             self._grants[access_point_id] = grants
         return grants
 
@@ -116,8 +119,14 @@ class AccessRules:
             self._note_patterns(policy)
         for rule in changes.network_rules:
             self._networks.pop(rule.name, None)
-        if changes.policies or changes.network_rules:
-            self._grants.clear()
+        policies = {row.name for row in changes.policies}
+        rules = {row.name for row in changes.network_rules}
+        for access_point_id in list(self._grants):
+            if not policies.isdisjoint(self._policies_of.get(access_point_id, ())) or (
+                rules and not rules.isdisjoint(self._required.get(access_point_id, ()))
+            ):
+                del self._grants[access_point_id]
+        if rules:
             self._own_networks.clear()
         for row in changes.access_points:
             self._grants.pop(row.access_point_id, None)

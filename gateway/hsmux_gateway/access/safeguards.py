@@ -51,6 +51,16 @@ class Safeguards:
             "make another administrator first"
         )
 
+    def may_administer(self, reader: Reader, access_point_id: bytes) -> bool:
+        """Whether an access point could be an administrator, wherever it is and whenever."""
+        row = reader.get(AccessPointRow, access_point_id)
+        if row is None or not row.policies:
+            return False
+        grants, _ = _grants(reader, row)
+        return all(
+            any(rule.is_allowing for rule in grants.all_rules(name)) for name in ADMINISTRATION
+        )
+
     def refuse_own(self, reader: Reader, call: Call, access_point_id: bytes) -> None:
         """Refuse a change of what the caller's own access point may do.
 
@@ -112,7 +122,9 @@ class Safeguards:
             is_inside=not networks or any(one.contain(address) for one in networks),
             peer_address=address,
         )
-        return all(decide(facts._replace(permission=name)).allowed for name in ADMINISTRATION)
+        found = [decide(facts._replace(permission=name)) for name in ADMINISTRATION]
+        # What ends by itself does not keep anybody.
+        return all(decision.allowed and "time" not in decision.depends_on for decision in found)
 
     def _accepted_until_ms(self, reader: Reader, access_point_id: bytes, now_ms: int) -> int:
         """The end of a client key of an access point that is accepted; 0: there is none."""

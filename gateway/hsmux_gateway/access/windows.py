@@ -99,7 +99,10 @@ def _moment_ms(name: str, text: str, otherwise: int) -> int:
         raise ValueError(f"{name}: {text!r} is not a time such as 2030-01-31T18:00:00Z") from None
     if moment.tzinfo is None:
         raise ValueError(f"{name}: {text!r} has no offset; write {text}Z for UTC")
-    milliseconds = int(moment.astimezone(UTC).timestamp() * 1000)
+    try:
+        milliseconds = int(moment.astimezone(UTC).timestamp() * 1000)
+    except OverflowError:
+        raise ValueError(f"{name}: {text!r} is out of range") from None
     if milliseconds < 0:
         raise ValueError(f"{name}: {text!r} is before 1970")
     return milliseconds

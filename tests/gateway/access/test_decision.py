@@ -191,7 +191,7 @@ def test_decisions_are_those_of_the_oracle(
     if "time" in decision.depends_on or decision.valid_until_ms == END_MS:
         assert decide(asked._replace(now_ms=later_ms)).allowed == decision.allowed
     needed = decision.depends_on & {"network", "context", "size", "time"}
-    assert needed <= grants.needs(permission)
+    assert needed <= grants.needs(permission, resource)
 
 
 KINDS: dict[str, Resource] = {

@@ -1,8 +1,10 @@
 """Access as applications and administrators meet it, at a gateway that runs."""
 
+import contextlib
 import itertools
 import json
 import ssl
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from hsmux_gateway.access.asked import CONTEXTS_MAX
 from hsmux_protocol import errors
 from hsmux_protocol.columns import pack_column
+from hsmux_protocol.context import encode_context
+from hsmux_protocol.frames import Error, Request
 from hsmux_protocol.records import AccessPointRecord
 from hsmux_protocol.references import format_key_id
 from tests.gateway.raw_client import RawClient, client_context, connect
@@ -330,10 +335,10 @@ def test_policies_and_network_rules_from_making_to_deleting(admin: RawClient) ->
     assert name in [r.name for r in _pages(admin, "list_policies")]
 
 
-def _pages(admin: RawClient, operation: str) -> list[Any]:
+def _pages(admin: RawClient, operation: str, limit: int = 2) -> list[Any]:
     found, page = [], b""
     while True:
-        records, page = admin.call(operation, page, 2)
+        records, page = admin.call(operation, page, limit)
         found += records
         if not page:
             return found
@@ -366,3 +371,83 @@ def test_what_is_tested_is_what_is_decided(
     with connected(running, admin, point, tmp_path) as client:
         assert client.call("encrypt", key, {"a": "b"}, b"x")
         assert refusal(client, "encrypt", key, {}, b"x")[0] == "Denied"
+
+
+def test_what_is_malformed_is_refused_as_such_before_a_policy_looks_at_it(
+    running: Running, admin: RawClient, tmp_path: Path
+) -> None:
+    key = make_key(admin)
+    policy = put(admin, allow(["encrypt", "decrypt"], context={"a": "b"}, size_max=4))
+    # Offsets that jump: each item a large part of the column.
+    size = 500_000
+    offsets = [size * (number % 2) for number in range(2001)]
+    bomb = struct.pack(f">I{len(offsets)}I", 2000, *offsets) + bytes(size)
+    many = pack_column([encode_context({"a": "b", "n": str(n)}) for n in range(CONTEXTS_MAX + 1)])
+    items = pack_column([b"x"] * (CONTEXTS_MAX + 1))
+    with connected(running, admin, make_point(admin, policy), tmp_path) as client:
+        for contexts, plaintexts, said in (
+            (bomb, pack_column([b"x"] * 2000), "contexts"),
+            (None, bomb, "plaintexts"),
+            (many, items, f"at most {CONTEXTS_MAX}"),
+        ):
+            kind, text = refusal(client, "encrypt_batch", key, {}, contexts, plaintexts)
+            assert (kind, said in text) == ("InvalidArgument", True)
+        client.tls.sendall(client.protocol.send(Request(99, 1, 0, [key, 5, b""], {})))
+        frame = client.receive()
+        assert isinstance(frame, Error) and frame.number == errors.InvalidArgument.number
+
+
+def test_nothing_is_made_for_somebody_after_a_right_was_taken(
+    running: Running, admin: RawClient, tmp_path: Path
+) -> None:
+    """Requests that are under way when the answer to a disabling leaves change nothing any more."""
+    policy = put(admin, allow(["create_access_point", "create_client_key"]))
+    point, target = make_point(admin, policy), make_point(admin)
+
+    def made() -> int:
+        """Client keys there are for the target."""
+        found = _pages(admin, "list_client_keys", 100)
+        return sum(key.access_point == target.name for key in found)
+
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connected(running, admin, point, tmp_path))
+        context = client_context(tmp_path)
+        more = [stack.enter_context(connect(running.address, context)) for _ in range(4)]
+        for client in (first, *more):
+            for _ in range(60):
+                client.request("create_client_key", target.name, None, 30)
+        assert first.receive()
+        admin.call("update_access_point", point.name, None, "Disabled", [], [], [], [])
+        before = made()
+        # To the end of the connections, and what a thread was still making.
+        for client in (first, *more):
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    client.receive()
+        assert admin.call("generate_random", 1)
+        assert 0 < made() == before
+
+
+def test_names_are_given_by_what_holds_when_the_key_is_stored(
+    running: Running, admin: RawClient, tmp_path: Path
+) -> None:
+    """What is tested of a key to be made is what is decided: the names it gets count."""
+    space = new_name("space")
+    point = make_point(admin, put(admin, allow(["create_key"], f"alias/{space}/*")))
+    alias = f"alias/{space}/a"
+    tested = admin.call("test_policy", point.name, "create_key", alias, {}, None, 0)
+    assert tested[0] is False and "put_policy" in tested[1]
+    arguments: tuple[Any, ...] = ("AES_256", "ENCRYPT_DECRYPT", "software", None, alias, "", {})
+    with connected(running, admin, point, tmp_path) as client:
+        assert refusal(client, "create_key", *arguments)[0] == "Denied"
+
+
+def test_an_application_is_stopped_from_outside_of_every_network_rule(
+    running: Running, admin: RawClient, tmp_path: Path
+) -> None:
+    """Who would not keep administering from here may still stop what never administered."""
+    rights = ["update_access_point", "revoke_client_key"]
+    point, victim = make_point(admin, put(admin, allow(rights))), make_point(admin)
+    with connected(running, admin, point, tmp_path) as client:
+        changed = client.call("update_access_point", victim.name, None, "Disabled", [], [], [], [])
+        assert changed[0].state == "Disabled"

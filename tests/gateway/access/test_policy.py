@@ -111,6 +111,8 @@ REFUSED: dict[str, tuple[str, str]] = {
         document({**ALLOW, "name": "a"}, {**ALLOW, "name": "a"}),
         "name of another statement",
     ),
+    "a long name": (document({**ALLOW, "name": "a" * 65}), "more than 64"),
+    "half a character": (document({**ALLOW, "resources": ["tag/a=\ud800"]}), "not valid Unicode"),
     "a name that does not print": (document({**ALLOW, "name": "a\u202e"}), "printable"),
     "all denied": (
         document(ALLOW, {"effect": "deny", "operations": ["*"], "resources": ["alias/*"]}),

@@ -40,6 +40,8 @@ def test_when_it_is_open(document: WindowDocument, moment: str, expected: bool) 
         (WindowDocument(not_before="tomorrow"), "not_before"),
         (WindowDocument(not_before="1969-12-31T00:00Z"), "not_before"),
         (WindowDocument(not_before="2030-01-01T00:00Z", not_after="2030-01-01T00:00Z"), "not_aft"),
+        (WindowDocument(not_before="9999-12-31T23:59:59-23:59"), "not_before"),
+        (WindowDocument(not_after="0001-01-01T00:00:00+23:59"), "not_after"),
         (WindowDocument(days=("monday",)), "days"),
         (WindowDocument(hours="8-18"), "hours"),
         (WindowDocument(hours="18:00-08:00"), "hours"),
