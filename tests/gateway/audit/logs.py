@@ -1,0 +1,124 @@
+"""Audit logs to test with: records of every kind, chains of them, checkpoints by a test's key."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from hsmux_gateway.audit.checkpoints import CheckpointFile, sealed_note
+from hsmux_gateway.audit.layout import CHECKPOINTS
+from hsmux_gateway.audit.records import (
+    AnyRecord,
+    ClockJump,
+    Flood,
+    Request,
+    Retired,
+    Run,
+    Start,
+    Stop,
+    Torn,
+    write_record,
+)
+from hsmux_gateway.audit.segments import SEGMENT_SIZE_MIN, ChainEnd, ChainWriter, open_chain
+from hsmux_protocol.errors import Denied
+
+__all__ = [
+    "AT_MS",
+    "DEPLOYMENT",
+    "KEY",
+    "PUBLIC_KEY",
+    "add_checkpoint",
+    "appended",
+    "every_kind",
+    "make_log",
+    "request",
+    "signed",
+]
+
+DEPLOYMENT: Final = bytes(range(16))
+AT_MS: Final = 1_700_000_000_000
+KEY: Final = ec.derive_private_key(0x1234567890ABCDEF, ec.SECP256R1())
+PUBLIC_KEY: Final = KEY.public_key()
+
+
+def request(number: int, at_ms: int = AT_MS) -> Request:
+    """A request that differs from others."""
+    return Request(
+        at_ms + number,
+        f"r5f3a91c07b2e-{number:x}",
+        "billing",
+        b"a" * 16,
+        b"k" * 16,
+        "192.0.2.7",
+        3 + number % 5,
+        "rule: an enabled client key may do everything",
+        f"alias/key-{number}",
+        b"K" * 16 if number % 3 else b"",
+        number % 3,
+        0 if number % 7 else Denied.number,
+        b"c" * 16 if number % 2 else b"",
+        1,
+        0,
+        64 + number,
+        180,
+        number * 11,
+    )
+
+
+def every_kind() -> list[AnyRecord]:
+    """One record of each kind, in the order of the numbers."""
+    who = ("billing", b"a" * 16, b"k" * 16, "192.0.2.7")
+    return [
+        Start(AT_MS, "0.1.0", "OpenSSL 3.0.22"),
+        Stop(AT_MS, 17),
+        request(1),
+        Run(AT_MS, "r0-1", "r0-a", 10, *who, 4, "rule", "alias/a", b"K" * 16, 1, b"", 640, 1800, 9),
+        Torn(AT_MS, 1, 4711, 99, bytes(32)),
+        Flood(AT_MS, AT_MS - 9000, AT_MS - 1, "198.51.100.9", "certificate expired", 412),
+        Retired(AT_MS, 1, 1000, b"h" * 32),
+        ClockJump(AT_MS, -3_600_000),
+    ]
+
+
+def appended(writer: ChainWriter, first: int, count: int, at_ms: int = AT_MS) -> None:
+    """Append requests by their numbers, in groups as a recorder does, and make them durable."""
+    numbers = range(first, first + count)
+    for start in range(0, count, 50):
+        writer.append([write_record(request(n, at_ms)) for n in numbers[start : start + 50]])
+    writer.sync()
+
+
+def signed(text: bytes, key: ec.EllipticCurvePrivateKey = KEY) -> bytes:
+    """A checkpoint's text signed by the key of the tests, or another."""
+    der = key.sign(text, ec.ECDSA(hashes.SHA256()))
+    return sealed_note(text, DEPLOYMENT, key.public_key(), der)
+
+
+def add_checkpoint(root: Path, chains: Mapping[bytes, ChainEnd], at_ms: int = AT_MS) -> bytes:
+    """Sign and store how far chains are; the note."""
+    file = CheckpointFile(root / CHECKPOINTS, PUBLIC_KEY)
+    try:
+        note = signed(file.text(DEPLOYMENT, at_ms, chains))
+        file.append(note)
+    finally:
+        file.close()
+    return note
+
+
+def make_log(
+    root: Path,
+    records: int = 1000,
+    chains: int = 1,
+    checkpoints: int = 4,
+    segment_size: int = SEGMENT_SIZE_MIN,
+) -> None:
+    """A log whose last checkpoint holds every record."""
+    writers = [open_chain(root, DEPLOYMENT, segment_size=segment_size) for _ in range(chains)]
+    for number in range(checkpoints):
+        for writer in writers:
+            appended(writer, number * records // checkpoints, records // checkpoints)
+        add_checkpoint(root, {writer.chain: writer.end for writer in writers}, AT_MS + number)
+    for writer in writers:
+        writer.close()
