@@ -256,14 +256,15 @@ def split_notes(path: Path) -> Iterator[tuple[int, bytes]]:
     What a crash has left of a last one comes like a note.
     """
     with path.open("rb") as file:
-        start, lines, size, in_text = 0, list[bytes](), 0, True
+        start, lines, size, is_signed = 0, list[bytes](), 0, False
         while line := file.readline(NOTE_SIZE_MAX):
-            if not in_text and not line.startswith(_DASH.encode()):
+            is_signature = line.startswith(_DASH.encode())
+            if is_signed and not is_signature:
                 yield start, b"".join(lines)
-                start, lines, size, in_text = start + size, [], 0, True
+                start, lines, size = start + size, [], 0
+            is_signed = is_signature
             lines.append(line)
             size += len(line)
-            in_text = in_text and line != b"\n"
             if size > NOTE_SIZE_MAX:
                 break
         if lines:
