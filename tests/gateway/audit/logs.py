@@ -7,8 +7,9 @@ from typing import Final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hsmux_gateway.audit.chain import HEADER_SIZE, Place, parse_header, walk
 from hsmux_gateway.audit.checkpoints import CheckpointFile, sealed_note
-from hsmux_gateway.audit.layout import CHECKPOINTS
+from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, segment_paths
 from hsmux_gateway.audit.records import (
     AnyRecord,
     ClockJump,
@@ -19,9 +20,11 @@ from hsmux_gateway.audit.records import (
     Start,
     Stop,
     Torn,
+    read_record,
     write_record,
 )
 from hsmux_gateway.audit.segments import SEGMENT_SIZE_MIN, ChainEnd, ChainWriter, open_chain
+from hsmux_gateway.audit.verify import Report, verify
 from hsmux_protocol.errors import Denied
 
 __all__ = [
@@ -33,8 +36,10 @@ __all__ = [
     "appended",
     "every_kind",
     "make_log",
+    "records_of",
     "request",
     "signed",
+    "verified",
 ]
 
 DEPLOYMENT: Final = bytes(range(16))
@@ -105,6 +110,28 @@ def add_checkpoint(root: Path, chains: Mapping[bytes, ChainEnd], at_ms: int = AT
     finally:
         file.close()
     return note
+
+
+def records_of(root: Path) -> list[AnyRecord]:
+    """Every record of a log of one chain, as far as they follow from each other."""
+    records = []
+    for path in segment_paths(chain_directories(root)[0]).values():
+        data = path.read_bytes()
+        header = parse_header(data)
+        place = Place(header.sequence, header.head, HEADER_SIZE)
+        records += [read_record(body) for _, _, body, _ in walk(data, place)]
+    return records
+
+
+def verified(root: Path) -> Report:
+    """A whole verification of a log that nobody writes, under a checkpoint over everything."""
+    writer = open_chain(root, DEPLOYMENT)
+    (root / CHECKPOINTS).unlink(missing_ok=True)
+    add_checkpoint(root, {writer.chain: writer.end})
+    writer.close()
+    report = verify(root, PUBLIC_KEY)
+    assert report.ok, report.problems
+    return report
 
 
 def make_log(
