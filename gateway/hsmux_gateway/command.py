@@ -11,6 +11,10 @@ from typing import Any, Final, TypeVar
 
 import trio
 
+from .audit.commands import export_lines as audit_export
+from .audit.commands import match_lines as audit_match
+from .audit.commands import tail_lines as audit_tail
+from .audit.commands import verified as audit_verify
 from .config import EXIT_CONFIGURATION, Server, load_config
 from .config_files import check_named, check_pin_file
 from .daemon import Addresses, log_to, run_init, run_serve
@@ -24,6 +28,10 @@ from .instance import Instance
 
 __all__ = [
     "administrator",
+    "audit_export",
+    "audit_match",
+    "audit_tail",
+    "audit_verify",
     "check_config",
     "dev",
     "hsm_clear_pin",

@@ -22,6 +22,7 @@ STAGE = (
     *("client-key list", "client-key revoke", "key create", "key list", "key show", "key public"),
     *("hsm probe", "hsm init-token", "hsm clear-pin", "profile add", "profile list"),
     *("profile use", "profile show", "completion bash", "completion zsh", "completion fish"),
+    *("audit tail", "audit verify", "audit export", "audit match"),
 )
 """What users and documents count on."""
 

@@ -83,6 +83,10 @@ SECTIONS: Final[dict[str, tuple[Entry, ...]]] = {
         Entry("hsm probe", "hsm", "probe", "Say what a token can do, and try it."),
         Entry("hsm init-token", "hsm", "init_token", "Initialise an empty token."),
         Entry("hsm clear-pin", "hsm", "clear_pin", "Allow logins again after a refused PIN."),
+        Entry("audit tail", "audit", "tail", "Print the newest audit records, as JSON lines."),
+        Entry("audit verify", "audit", "verify", "Verify an audit log, offline."),
+        Entry("audit export", "audit", "export", "Print all audit records as JSON lines."),
+        Entry("audit match", "audit", "match", "Print the audit records of a reference."),
     ),
     "This machine": (
         Entry("profile add", "profiles", "add", "Save how to reach a gateway."),
@@ -105,6 +109,7 @@ GROUPS: Final[dict[str, str]] = {
     "policy": "Policies: what access points may do.",
     "network-rule": "Network rules: named lists of networks.",
     "client-key": "Client keys: the certificates applications connect with.",
+    "audit": "The chained audit log, or a copy of it.",
     "hsm": "Tokens, on the gateway's machine.",
     "profile": "Saved ways to reach a gateway.",
     "completion": "Completion scripts for shells.",

@@ -1,0 +1,137 @@
+"""What `hsmux audit` asks: a directory in, lines or a report out, errors for an operator.
+
+Nothing here needs a configuration, a store, an HSM or a running gateway: a copy of the directory
+is enough, and for `verify` the public key.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import OperatorError
+from .checkpoints import load_public_key
+from .reading import Numbered, UnreadableLog, export, json_line, last_records, matching
+from .verify import Report, verify
+
+__all__ = [
+    "EXIT_INTEGRITY",
+    "EXIT_NOT_FOUND",
+    "export_lines",
+    "match_lines",
+    "tail_lines",
+    "verified",
+]
+
+EXIT_INTEGRITY: Final = 7
+"""Exit code: the log is not what was written."""
+
+EXIT_NOT_FOUND: Final = 3
+"""Exit code: no record has this reference."""
+
+_EXIT_USAGE: Final = 2
+
+
+def _lines(records: Iterator[Numbered]) -> Iterator[bytes]:
+    try:
+        yield from map(json_line, records)
+    except UnreadableLog as error:
+        text = f"audit: {error}; `hsmux audit verify` tells more"
+        raise OperatorError(text, exit_code=EXIT_INTEGRITY) from None
+
+
+def _log_at(directory: Path) -> Path:
+    if not directory.is_dir():
+        raise OperatorError(f"audit: {directory} is no directory", exit_code=_EXIT_USAGE)
+    return directory
+
+
+def export_lines(directory: Path) -> Iterator[bytes]:
+    """Every record as a line of JSON, chain by chain.
+
+    Raises:
+        OperatorError: The log cannot be read on.
+    """
+    return _lines(export(_log_at(directory)))
+
+
+def tail_lines(directory: Path, count: int) -> Iterator[bytes]:
+    """The newest records as lines of JSON, in the order of time.
+
+    Raises:
+        OperatorError: The log cannot be read.
+    """
+
+    def newest() -> Iterator[Numbered]:
+        yield from last_records(_log_at(directory), count)
+
+    return _lines(newest())
+
+
+def match_lines(directory: Path, reference: str) -> Iterator[bytes]:
+    """The records of a reference as lines of JSON.
+
+    Raises:
+        OperatorError: There is none, or the log cannot be read.
+    """
+    found = False
+    for line in _lines(matching(_log_at(directory), reference)):
+        found = True
+        yield line
+    if not found:
+        text = f"audit: no record in {directory} has the reference {reference}"
+        raise OperatorError(text, exit_code=EXIT_NOT_FOUND)
+
+
+def verified(
+    directory: Path,
+    public_key: Path,
+    older_checkpoint: Path | None = None,
+    expected_chains: Sequence[str] = (),
+) -> tuple[dict[str, Any], list[str]]:
+    """Verify a log.
+
+    Returns:
+        The report, and what to say about it: a line for each problem, then what was found.
+
+    Raises:
+        OperatorError: The arguments cannot be used.
+    """
+    try:
+        key = load_public_key(public_key.read_bytes())
+        older = None if older_checkpoint is None else older_checkpoint.read_bytes()
+    except OSError as error:
+        raise OperatorError(
+            f"audit: {error.filename}: {error.strerror}", exit_code=_EXIT_USAGE
+        ) from None
+    except ValueError as error:
+        text = f"audit: {public_key}: {error}: name the PEM file of the audit key"
+        raise OperatorError(text, exit_code=_EXIT_USAGE) from None
+    report = verify(
+        _log_at(directory),
+        key,
+        older_checkpoint=older,
+        expected_chains=[_chain(text) for text in expected_chains],
+    )
+    return report.to_json(), [*map(str, report.problems), _summary(report)]
+
+
+def _chain(text: str) -> bytes:
+    try:
+        chain = bytes.fromhex(text)
+    except ValueError:
+        chain = b""
+    if len(chain) != 16:
+        text = f"audit: a chain is 32 hexadecimal digits, not {text[:64]!r}"
+        raise OperatorError(text, exit_code=_EXIT_USAGE)
+    return chain
+
+
+def _summary(report: Report) -> str:
+    verdict = "the log is whole" if report.ok else "the log is not what was written"
+    text = (
+        f"{verdict}: {report.records} records in {len(report.chains)} chains,"
+        f" {report.checkpoints} checkpoints"
+    )
+    if report.behind:
+        text += f"; {report.behind} records behind the last checkpoint are held by their chain only"
+    return text
