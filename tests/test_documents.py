@@ -159,7 +159,7 @@ def test_the_readme_has_the_exit_codes_of_the_help() -> None:
 
 
 BASES = (ROOT, ROOT / "gateway" / "hsmux_gateway", ROOT / "protocol", ROOT / "tools")
-WRITTEN = {"requests.jsonl", "token.object"}
+WRITTEN = {"token.object"}
 """Names of files that a running gateway has."""
 
 

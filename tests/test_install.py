@@ -27,10 +27,10 @@ from hsmux_gateway.errors import EXIT_OPERATOR
 from hsmux_protocol import __version__
 from tests.documents.markdown import Block, blocks
 from tests.documents.sections import ROOT
+from tests.gateway.journals import requests_in
 from tests.test_documents import parse
 
 INSTALL = (ROOT / "docs" / "install.md").read_text()
-CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 BIN = Path(sys.executable).parent
 EXPOSURE_MAX = "15"
 """Of `systemd-analyze security`, in tenths."""
@@ -116,14 +116,6 @@ def test_systemd_takes_the_unit_and_finds_it_little_exposed(tmp_path: Path) -> N
         )
         assert done.returncode == 0, done.stdout
         assert str(path) not in done.stderr
-
-
-def test_logrotate_moves_the_file_and_tells_the_unit(config: Config) -> None:
-    text = block_of(CONFIGURATION, "logrotate").text
-    assert text.startswith(f"{config.audit.directory}/requests.jsonl {{\n")
-    (told,) = re.findall(r"systemctl kill --kill-whom=main --signal=(\w+) (\S+)", text)
-    assert told == (signal.SIGUSR1.name, "hsmux.service")
-    assert " nocreate\n" in text and " su hsmux hsmux\n" in text
 
 
 def _deny_writable_code() -> None:
@@ -217,5 +209,5 @@ def test_the_steps_lead_to_a_gateway_that_serves(tmp_path: Path, config: Config)
     assert set(modes.values()) == {0o750, 0o700} and len(modes) == 4
     assert modes["/etc/hsmux"] == 0o750
     assert (tmp_path / "var/lib/hsmux/billing.key").stat().st_mode & 0o077 == 0
-    assert (tmp_path / "var/log/hsmux/requests.jsonl").read_text().count("\n") == 3
+    assert len(requests_in(tmp_path / "var/log/hsmux")) == 3
     assert (tmp_path / "var/lib/hsmux/pin.officer").exists()

@@ -4,7 +4,8 @@ Whoever has an answer puts it here and flushes; the first to come flushes for al
 meanwhile, so answers of a burst share one audit write, one TLS write and one system call.
 
 The order that must hold: an answer's record is with the operating system before TLS sees a byte of
-the answer. If the record cannot be written, nothing that is queued leaves.
+the answer; the record of a change of what is managed, and of a refusal, is durable by then. If the
+record cannot be written, nothing that is queued leaves.
 
 A peer has `send_timeout_s` to take each `PIECE_SIZE` bytes; one that reads slowly is served, one
 that does not read is dropped.
@@ -14,7 +15,7 @@ from typing import Final
 
 import trio
 
-from .audit.recorder import Recorder
+from .audit.journal import Journal
 from .tls import TlsClosed, TlsStream
 
 __all__ = ["Answers"]
@@ -28,19 +29,20 @@ class Answers:
 
     Args:
         tls: Where they go.
-        recorder: Writes their records first.
+        journal: Writes their records first.
         send_timeout_s: Seconds the peer has for one piece.
 
     Attributes:
         size: Bytes queued or being sent.
     """
 
-    def __init__(self, tls: TlsStream, recorder: Recorder, send_timeout_s: float) -> None:
+    def __init__(self, tls: TlsStream, journal: Journal, send_timeout_s: float) -> None:
         self._tls = tls
-        self._recorder = recorder
+        self._journal = journal
         self._send_timeout_s = send_timeout_s
         self._queue: list[bytes] = []
         self._record = 0
+        self._durable = 0
         self._flushing = False
         self._is_torn = False
         self._moved = trio.Event()
@@ -54,9 +56,16 @@ class Answers:
         self._queue.append(data)
         self.size += len(data)
 
-    def put_recorded(self, data: bytes) -> None:
-        """Queue an answer whose record was just appended."""
-        self._record = self._recorder.records
+    def put_recorded(self, data: bytes, *, durable: bool = False) -> None:
+        """Queue an answer whose record was appended.
+
+        Args:
+            data: The bytes of its frame.
+            durable: Whether the record must be durable before it leaves.
+        """
+        self._record = self._journal.records
+        if durable:
+            self._durable = self._record
         self._queue.append(data)
         self.size += len(data)
 
@@ -77,8 +86,10 @@ class Answers:
             while self._queue:
                 data = b"".join(self._queue)
                 self._queue.clear()
-                if self._recorder.written < self._record:
-                    self._recorder.flush()
+                if self._journal.written < self._record:
+                    self._journal.flush()
+                if self._journal.synced < self._durable:
+                    await self._journal.durable(self._durable)
                 await self._send(memoryview(data))
             self._is_torn = False
         finally:

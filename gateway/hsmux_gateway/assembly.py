@@ -1,16 +1,22 @@
 """The parts of a running gateway, put together: what each is given, and nothing of what it does."""
 
 import datetime
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import cryptography
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from hsmux_native import backend
+from hsmux_protocol import __version__
 from hsmux_protocol.references import format_key_id
 
 from .access.administration import AdministrationService
@@ -19,7 +25,9 @@ from .access.permits import Permits
 from .access.policy_service import PolicyService
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
-from .audit.recorder import Recorder
+from .audit.calls import CallRecords
+from .audit.journal import Journal
+from .audit.segments import ChainDamaged, RecordError, open_chain
 from .authority_key import DeploymentAuthority
 from .catalog import Catalog
 from .config import Config
@@ -69,6 +77,9 @@ DESCRIPTORS_PER_WORKER: Final = 4
 WORN_SHOWN_MAX: Final = 8
 """Worn keys that are named at once."""
 
+_CONTEXT_KEY: Final = b"hsmux audit context 1\0"
+"""What the key of the contexts' hash is derived from, with the deployment behind it."""
+
 _TOKEN_GAUGES: Final = ("workers", "busy", "waiting", "restarts", "failed_logins")
 
 
@@ -92,7 +103,8 @@ class Gateway:
         self.writer = StoreWriter(base.store)
         self.effects = Effects(base.store, self.writer, self.catalog)
         self.metrics = Metrics()
-        self.recorder = _open_recorder(base, log_requests)
+        self.journal = _open_journal(base, log_requests)
+        self._records = CallRecords(_context_mac(base, sealer))
         self.materials = Materials(
             base.arena,
             sealer.slot,
@@ -186,7 +198,8 @@ class Gateway:
             collect_handlers(*services, self._lifecycle, administration, policies, status),
             identities=self._identities,
             memory=self.effects,
-            recorder=self.recorder,
+            journal=self.journal,
+            records=self._records,
             metrics=self.metrics,
             requests_max=config.limits.requests_max,
             runs=collect_runs(*services),
@@ -250,7 +263,7 @@ class Gateway:
             found.append("gateway: stopping")
         if self.catalog.stale_for_s() > self.base.config.store.stale_s:
             found.append("store: away")
-        if not self.recorder.ready():
+        if not self.journal.ready():
             found.append("audit: cannot be written")
         for token in self.base.tokens.values():
             statistics = token.statistics()
@@ -286,12 +299,31 @@ class Gateway:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
 
 
-def _open_recorder(base: Foundation, log_requests: LogSink | None) -> Recorder:
+def _open_journal(base: Foundation, log_requests: LogSink | None) -> Journal:
+    """The journal over a chain of the log, with the start of this process in it."""
     directory = Path(base.config.audit.directory or base.instance.path / "audit")
     try:
-        return Recorder(directory / "requests.jsonl", log=log_requests)
+        chain = open_chain(directory, base.store.deployment_id)
     except OSError as error:
         raise OperatorError(f"audit: {directory} cannot be used: {error.strerror}") from None
+    except ChainDamaged as error:
+        raise OperatorError(f"audit: {error}: `hsmux audit verify` tells more") from None
+    journal = Journal(chain, software=__version__, libraries=_libraries(), log=log_requests)
+    with suppress(RecordError):
+        # Where it cannot be written, it is not ready, and tries again.
+        journal.flush()
+    return journal
+
+
+def _libraries() -> str:
+    return f"{ssl.OPENSSL_VERSION}; cryptography {cryptography.__version__}; native {backend()}"
+
+
+def _context_mac(base: Foundation, sealer: ArenaSealer) -> Callable[[bytes], bytes]:
+    """The keyed hash of contexts, under a key that is derived for it and stays in the arena."""
+    arena = base.arena
+    label = _CONTEXT_KEY + base.store.deployment_id
+    return partial(arena.hmac_sha256, arena.load(arena.hmac_sha256(sealer.slot, label)))
 
 
 def _kind_of_store(config: Config) -> str:

@@ -38,6 +38,7 @@ class Call(NamedTuple):
         options: Read by the option table.
         deadline: When the caller stops waiting, in seconds of `time.monotonic()`.
         reference: Joins answer, record and log line.
+        size: Bytes of the request.
     """
 
     principal: Principal
@@ -47,3 +48,4 @@ class Call(NamedTuple):
     options: dict[str, Any]
     deadline: float
     reference: str
+    size: int = 0

@@ -33,6 +33,7 @@ everything before; its PONG, or `GRACE_S` without one, says that nothing more is
 connection ends when nothing is open then.
 """
 
+import enum
 import math
 import time
 from collections import OrderedDict
@@ -49,6 +50,7 @@ from hsmux_protocol.errors import (
     Busy,
     Cancelled,
     DeadlineExceeded,
+    Denied,
     HsmuxError,
     InternalError,
     LocalProtocolError,
@@ -71,7 +73,7 @@ from hsmux_protocol.frames import (
 from hsmux_protocol.limits import REQUESTS_IN_FLIGHT_MAX
 
 from .answers import Answers
-from .audit.recorder import RecordError
+from .audit.segments import RecordError
 from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Outcome, Principal
 from .config import Limits
@@ -110,6 +112,24 @@ CANCELLED_TEXT: Final = "cancelled by the caller"
 
 RETRY_AFTER_MS: Final = 100
 """What a caller is told to wait when the buffers of all connections are full."""
+
+
+class _Recorded(enum.Enum):
+    """What must have become of a call's record before its answer leaves."""
+
+    NOT = enum.auto()
+    WRITTEN = enum.auto()
+    DURABLE = enum.auto()
+
+
+def _recorded(call: Call, outcome: Outcome) -> _Recorded:
+    """Who manages, or is refused, is on record even after a power cut."""
+    if isinstance(outcome, NotRecorded):
+        return _Recorded.NOT
+    if isinstance(outcome, Denied | Unauthenticated):
+        return _Recorded.DURABLE
+    is_management = call.operation.changes and call.operation.plane == "control"
+    return _Recorded.DURABLE if is_management else _Recorded.WRITTEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +186,7 @@ class Connection:
         self._facts = facts
         self._on_open = on_open
         self._protocol = ServerConnection()
-        self._answers = Answers(tls, facts.engine.recorder, facts.limits.send_timeout_s)
+        self._answers = Answers(tls, facts.engine.journal, facts.limits.send_timeout_s)
         self._principal = Principal(bytes(16), "nobody yet", bytes(16), 0)
         self._buffers = self._buffers_of(b"")
         self._run = Run(facts.engine.joins)
@@ -517,14 +537,14 @@ class Connection:
         call = asked.call
         scope = self._scopes[request_id]
         scope.deadline = trio.current_time() + call.deadline - time.monotonic()
-        answer, is_recorded = None, True
+        answer, recorded = None, _Recorded.WRITTEN
         with scope:
-            answer, is_recorded = await self._do(request_id, asked, waits=True)
+            answer, recorded = await self._do(request_id, asked, waits=True)
         if answer is None:
             error = self._cancellation(request_id)
             error.reference = call.reference
-            answer = error_frame(request_id, error)
-        self._put_answer(answer, is_recorded)
+            answer, recorded = error_frame(request_id, error), _recorded(call, error)
+        self._put_answer(answer, recorded)
         self._buffers.end(asked.size)
         self._cancelled.discard(request_id)
         del self._scopes[request_id]
@@ -543,15 +563,15 @@ class Connection:
 
     async def _do(
         self, request_id: int, asked: Asked, *, waits: bool
-    ) -> tuple[Result | Error, bool]:
-        """The answer to a request, and whether there is a record of it."""
+    ) -> tuple[Result | Error, _Recorded]:
+        """The answer to a request, and what must become of its record first."""
         outcome: Outcome
         try:
             call, refusal = asked.call, asked.refusal
             outcome = await self._facts.engine.call(call, refusal=refusal, waits=waits)
         except HsmuxError as error:
             outcome = error
-        return self._answer_of(request_id, outcome)
+        return self._answer_of(request_id, asked.call, outcome)
 
     async def _do_run(self) -> None:
         """Do the requests that were collected, and queue their answers."""
@@ -561,20 +581,23 @@ class Connection:
                 self._put_answer(*await self._do(request_id, asked, waits=False))
             return
         outcomes = await self._facts.engine.call_run([asked.call for _, asked in requests])
-        for (request_id, _), outcome in zip(requests, outcomes, strict=True):
-            self._put_answer(*self._answer_of(request_id, outcome))
+        for (request_id, asked), outcome in zip(requests, outcomes, strict=True):
+            self._put_answer(*self._answer_of(request_id, asked.call, outcome))
 
-    def _answer_of(self, request_id: int, outcome: Outcome) -> tuple[Result | Error, bool]:
+    def _answer_of(
+        self, request_id: int, call: Call, outcome: Outcome
+    ) -> tuple[Result | Error, _Recorded]:
+        recorded = _recorded(call, outcome)
         if not isinstance(outcome, HsmuxError):
-            return Result(request_id, outcome), True
+            return Result(request_id, outcome), recorded
         self._unauthenticated |= isinstance(outcome, Unauthenticated)
-        return error_frame(request_id, outcome), not isinstance(outcome, NotRecorded)
+        return error_frame(request_id, outcome), recorded
 
     def _put(self, frame: Frame) -> None:
         """Queue a frame that answers no request; it leaves at the next flush."""
         self._answers.put(self._protocol.send(frame))
 
-    def _put_answer(self, frame: Result | Error, is_recorded: bool) -> None:
+    def _put_answer(self, frame: Result | Error, recorded: _Recorded) -> None:
         """Queue the one answer to a request; after the farewell nobody waits for one."""
         if frame.id not in self._protocol.open_ids:
             return
@@ -585,10 +608,10 @@ class Connection:
             log.critical("an answer does not fit a frame", reference=reference, error=str(error))
             failure = InternalError("the answer does not fit a frame", reference=reference)
             data = self._encode_answer(error_frame(frame.id, failure))
-        if is_recorded:
-            self._answers.put_recorded(data)
-        else:
+        if recorded is _Recorded.NOT:
             self._answers.put(data)
+        else:
+            self._answers.put_recorded(data, durable=recorded is _Recorded.DURABLE)
 
     def _encode_answer(self, frame: Result | Error) -> bytes:
         if self._protocol.state is State.CLOSED:

@@ -5,10 +5,11 @@ are proven there), the store is unlocked by the root, the catalogue is read, and
 addresses listened on. So a gateway that accepts a connection can serve it.
 
 Stop, on SIGTERM or SIGINT: no new connections, GOAWAY on the open ones, open requests are answered
-within `server.drain_s`, then the rest is cut. Records and store are closed last. A second signal
+within `server.drain_s`, then the rest is cut. Journal and store are closed last. A second signal
 cuts at once; one that comes before anything is served ends the start in order.
 
-SIGUSR1 has the records go on in a new file, for who moved the old one away (`logrotate`).
+A journal that could not be made durable ends the process: what is on the disk is not known any
+more, and only a start that reads it can go on.
 """
 
 import signal
@@ -23,7 +24,7 @@ import trio
 from hsmux_protocol.errors import HsmuxError
 
 from .assembly import Gateway
-from .audit.recorder import Recorder, RecordError
+from .audit.segments import RecordError, SyncFailed
 from .config import Config
 from .errors import EXIT_AGAIN, OperatorError
 from .foundation import Foundation, open_foundation, operator_border
@@ -60,35 +61,19 @@ class Addresses:
 
 @dataclass
 class _Signals:
-    """What signals ask for: to stop (`asked` by the first, `scope` cut by the second or an early
-    one), or that the `recorder` goes on in a new file.
+    """What signals ask for: to stop, `asked` by the first, `scope` cut by the second or an early
+    one.
     """
 
     asked: trio.Event = field(default_factory=trio.Event)
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     serving: bool = False
-    recorder: Recorder | None = None
 
     async def watch(self, signals: AsyncIterator[int]) -> None:
-        async with trio.open_nursery() as nursery:
-            async for number in signals:
-                if number == signal.SIGUSR1:
-                    nursery.start_soon(self._reopen)
-                    continue
-                if self.asked.is_set() or not self.serving:
-                    self.scope.cancel()
-                self.asked.set()
-
-    async def _reopen(self) -> None:
-        if self.recorder is None:
-            return
-        try:
-            finish = self.recorder.reopen()
-            await trio.to_thread.run_sync(finish)
-        except (OSError, RecordError) as error:
-            log.error("the records cannot go on in a new file", error=str(error))
-        else:
-            log.info("the records go on in a new file")
+        async for _ in signals:
+            if self.asked.is_set() or not self.serving:
+                self.scope.cancel()
+            self.asked.set()
 
 
 async def run_init(
@@ -118,7 +103,7 @@ async def run_serve(
     before: Callable[[Foundation], Awaitable[None]] | None = None,
     log_requests: LogSink | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; at SIGUSR1 records go on in a new file.
+    """Serve until SIGTERM or SIGINT.
 
     Args:
         config: Checked.
@@ -131,7 +116,7 @@ async def run_serve(
     """
     fix_heap_sizes()
     stop = _Signals()
-    asking = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    asking = (signal.SIGTERM, signal.SIGINT)
     with operator_border(), trio.open_signal_receiver(*asking) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals)
@@ -151,19 +136,25 @@ async def _serve(
 ) -> None:
     sealer = await unlock(base.config, base.arena, base.tokens, base.store)
     gateway = Gateway(base, sealer, log_requests)
-    stop.recorder = gateway.recorder
     try:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(_keep_durable, gateway)
             await nursery.start(_run_writer, gateway)
             await _read_catalogue(gateway)
             await _run(gateway, stop, ready)
             nursery.cancel_scope.cancel()
     finally:
-        stop.recorder = None
         try:
-            gateway.recorder.close()
+            gateway.journal.close()
         except (OSError, RecordError) as error:
             log.error("records may be lost", error=str(error))
+
+
+async def _keep_durable(gateway: Gateway) -> None:
+    try:
+        await gateway.journal.keep_durable()
+    except SyncFailed as error:
+        raise OperatorError(f"audit: {error}", exit_code=EXIT_AGAIN) from error
 
 
 async def _run_writer(gateway: Gateway, task_status: trio.TaskStatus[None]) -> None:

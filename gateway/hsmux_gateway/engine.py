@@ -6,7 +6,7 @@ A call is decided, done and recorded, here and nowhere else:
 
     decide   `access.decision.decide`, a pure function of facts read from memory
     do       the operation's handler, found in a table by the operation's name
-    record   `audit.Recorder`; the front flushes it before it lets the answer leave
+    record   `audit.journal.Journal`; the front flushes it before it lets the answer leave
 
 A handler is an async method that takes the call and the operation's arguments under the names and
 in the order of the operation table, and returns the result values in the table's order. It raises
@@ -52,9 +52,11 @@ from hsmux_protocol.errors import (
 from hsmux_protocol.fields import write_fields
 from hsmux_protocol.operations import OPERATIONS
 
-from .access.decision import CallFacts, Decision
+from .access.decision import CallFacts, Decision, decide_again, unknown_because
 from .access.permits import refuse_denied, refuse_stranger
-from .audit.recorder import Record, Recorder
+from .audit.calls import CallRecords
+from .audit.journal import Journal
+from .audit.records import DONE
 from .call import Call, Outcome
 from .fairness import FairBudget
 from .metrics import Metrics
@@ -157,7 +159,8 @@ class Engine:
         handlers: From `collect_handlers`.
         identities: Tells the caller's state now.
         memory: Remembers changes done under an idempotency token.
-        recorder: Takes the records; the front flushes it.
+        journal: Takes the records; the front flushes it.
+        records: Makes them.
         metrics: Counts calls by operation and outcome.
         requests_max: Calls in work at most; more get Busy.
         runs: From `collect_runs`.
@@ -169,7 +172,8 @@ class Engine:
         *,
         identities: Identities,
         memory: Memory,
-        recorder: Recorder,
+        journal: Journal,
+        records: CallRecords,
         metrics: Metrics,
         requests_max: int,
         runs: Mapping[str, RunHandler] | None = None,
@@ -180,10 +184,11 @@ class Engine:
         self._memory = memory
         self._metrics = metrics
         self._in_work = FairBudget(requests_max)
-        self.recorder = recorder
+        self._records = records
+        self.journal = journal
 
     def __repr__(self) -> str:
-        return f"Engine({self.in_work} in work, {self.recorder!r})"
+        return f"Engine({self.in_work} in work, {self.journal!r})"
 
     @property
     def in_work(self) -> int:
@@ -209,29 +214,32 @@ class Engine:
             HsmuxError: It was refused or failed; its reference is the call's.
         """
         started = time.perf_counter_ns()
-        if self.recorder.failing and not self.recorder.ready():
+        if self.journal.failing and not self.journal.ready():
             raise NotRecorded(
                 "requests cannot be recorded",
                 reference=call.reference,
                 retry_after_ms=RETRY_AFTER_MS,
             )
         failure: HsmuxError | None = None
-        outcome = ""
+        is_done = False
+        statement = ""
         values: list[Any] = []
         try:
-            self._decide(call, refusal)
+            facts, decision = self._decide(call, refusal)
+            statement = decision.statement
+            _enforce(call, facts, decision)
             values = await (self._do_counted(call) if waits else self._do(call))
-            outcome = "done"
+            is_done = True
         except HsmuxError as error:
             failure = error
         except Exception as error:
             log.exception("a handler failed", reference=call.reference, error=type(error).__name__)
             failure = InternalError("the gateway failed; its log tells more")
         finally:
-            # Without an outcome or a failure it is being cancelled, which no clause names: a
-            # handler's nursery may have put it into a group.
-            outcome = outcome or type(failure or _cancellation(call)).__name__
-            self._record(call, outcome, time.perf_counter_ns() - started)
+            # Neither done nor failed, it is being cancelled, which no clause names: a handler's
+            # nursery may have put it into a group.
+            why = None if is_done else failure or _cancellation(call)
+            self._record(call, statement, why, values, time.perf_counter_ns() - started)
         if failure is not None:
             failure.reference = call.reference
             raise failure
@@ -253,26 +261,35 @@ class Engine:
             calls: In the order in which they came.
         """
         started = time.perf_counter_ns()
-        outcomes = None if self.recorder.failing else await self._done_together(calls)
-        if outcomes is None:
+        done = None if self.journal.failing else await self._done_together(calls)
+        if done is None:
             return [await self._outcome(call) for call in calls]
-        elapsed_ns = (time.perf_counter_ns() - started) // len(calls)
+        outcomes, statement = done
+        elapsed_ns = time.perf_counter_ns() - started
+        answers = [outcome for outcome in outcomes if not isinstance(outcome, HsmuxError)]
+        if len(answers) == len(calls):
+            self._record_run(calls, statement, answers, elapsed_ns)
+            return outcomes
         for call, outcome in zip(calls, outcomes, strict=True):
             if isinstance(outcome, HsmuxError):
                 outcome.reference = call.reference
-                self._record(call, type(outcome).__name__, elapsed_ns)
+                self._record(call, statement, outcome, [], elapsed_ns // len(calls))
             else:
-                self._record(call, "done", elapsed_ns)
+                self._record(call, statement, None, outcome, elapsed_ns // len(calls))
         return outcomes
 
-    async def _done_together(self, calls: Sequence[Call]) -> list[Outcome] | None:
+    async def _done_together(self, calls: Sequence[Call]) -> tuple[list[Outcome], str] | None:
+        """What became of calls that were done together, and the statement that allowed them."""
         try:
             # All of one caller, of one key, at one moment: only sizes can differ.
-            if "size" in self._decide(calls[0], None).depends_on:
+            facts, decision = self._decide(calls[0], None)
+            _enforce(calls[0], facts, decision)
+            if "size" in decision.depends_on:
                 return None
             if time.monotonic() >= min(call.deadline for call in calls):
                 return None
-            return await self._runs[calls[0].operation.name](calls)
+            outcomes = await self._runs[calls[0].operation.name](calls)
+            return None if outcomes is None else (outcomes, decision.statement)
         except Exception:
             # Whatever it is, each call meets it again by itself and is told of it.
             return None
@@ -283,15 +300,12 @@ class Engine:
         except HsmuxError as error:
             return error
 
-    def _decide(self, call: Call, refusal: HsmuxError | None) -> Decision:
+    def _decide(self, call: Call, refusal: HsmuxError | None) -> tuple[CallFacts, Decision]:
+        """What is decided on a call; its refusal is raised if the caller is who it was."""
         facts = self._identities.facts(call)
-        refuse_stranger(facts)
-        if refusal is not None:
+        if refusal is not None and not unknown_because(facts):
             raise refusal
-        decision = refuse_denied(call, facts)
-        if time.monotonic() >= call.deadline:
-            raise DeadlineExceeded("the time for this request ran out before it was begun")
-        return decision
+        return facts, decide_again(facts)
 
     async def _do_counted(self, call: Call) -> list[Any]:
         tenant = call.principal.access_point_id
@@ -313,17 +327,40 @@ class Engine:
             return remembered
         return await self._handlers[call.operation.name](call, *call.arguments)
 
-    def _record(self, call: Call, outcome: str, elapsed_ns: int) -> None:
+    def _record(
+        self,
+        call: Call,
+        statement: str,
+        error: HsmuxError | None,
+        values: list[Any],
+        elapsed_ns: int,
+    ) -> None:
+        outcome = "done" if error is None else type(error).__name__
         self._metrics.count(call.operation.name, outcome, elapsed_ns)
-        principal = call.principal
-        record = Record(
-            time.time_ns() // 1_000_000,
-            call.reference,
-            principal.access_point,
-            principal.client_key_id.hex(),
-            call.peer_address,
-            call.operation.name,
-            outcome,
-            elapsed_ns // 1000,
+        record = self._records.request(
+            call,
+            statement=statement,
+            outcome=DONE if error is None else error.number,
+            values=values,
+            elapsed_us=elapsed_ns // 1000,
         )
-        self.recorder.append(record)
+        self.journal.append(record)
+
+    def _record_run(
+        self, calls: Sequence[Call], statement: str, answers: list[list[Any]], elapsed_ns: int
+    ) -> None:
+        for call in calls:
+            self._metrics.count(call.operation.name, "done", elapsed_ns // len(calls))
+        records = self._records.run(
+            calls, statement=statement, answers=answers, elapsed_us=elapsed_ns // 1000
+        )
+        for record in records:
+            self.journal.append(record)
+
+
+def _enforce(call: Call, facts: CallFacts, decision: Decision) -> None:
+    """Refuse a call that is not allowed, or whose time is over before it was begun."""
+    refuse_stranger(facts)
+    refuse_denied(call, decision)
+    if time.monotonic() >= call.deadline:
+        raise DeadlineExceeded("the time for this request ran out before it was begun")

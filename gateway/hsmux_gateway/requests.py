@@ -95,6 +95,7 @@ def read_request(
         request.options,
         received_at + budget_ms / 1000,
         reference,
+        size,
     )
     return Asked(call, refusal, size + _answer_size(call, size))
 

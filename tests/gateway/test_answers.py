@@ -8,11 +8,14 @@ import trio
 import trio.testing
 
 from hsmux_gateway.answers import PIECE_SIZE, Answers
-from hsmux_gateway.audit.recorder import Record, Recorder, RecordError
+from hsmux_gateway.audit.journal import Journal
+from hsmux_gateway.audit.records import ClockJump
+from hsmux_gateway.audit.segments import RecordError
 from hsmux_gateway.tls import TlsClosed, TlsStream
+from tests.gateway.journals import kinds_in, open_journal
 from tests.gateway.test_engine import full_disk
 
-RECORD = Record(1, "r", "a", "k", "p", "o", "done", 1)
+RECORD = ClockJump(1, 2)
 
 
 class Peer(TlsStream):
@@ -33,16 +36,16 @@ class Peer(TlsStream):
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     """Records in a file."""
-    recorder = Recorder(tmp_path / "requests.jsonl")
-    yield recorder
-    recorder.close()
+    journal = open_journal(tmp_path)
+    yield journal
+    journal.close()
 
 
-async def test_answers_leave_in_order_whoever_flushes(recorder: Recorder) -> None:
+async def test_answers_leave_in_order_whoever_flushes(journal: Journal) -> None:
     peer = Peer()
-    answers = Answers(peer, recorder, 10.0)
+    answers = Answers(peer, journal, 10.0)
     peer.reads = trio.Event()
     async with trio.open_nursery() as nursery:
         for number in range(5):
@@ -55,10 +58,10 @@ async def test_answers_leave_in_order_whoever_flushes(recorder: Recorder) -> Non
     assert repr(answers) == "Answers(0 bytes)"
 
 
-async def test_an_answer_leaves_after_its_record(recorder: Recorder, tmp_path: Path) -> None:
+async def test_an_answer_leaves_after_its_record(journal: Journal, tmp_path: Path) -> None:
     peer = Peer()
-    answers = Answers(peer, recorder, 10.0)
-    recorder.append(RECORD)
+    answers = Answers(peer, journal, 10.0)
+    journal.append(RECORD)
     with full_disk(1):
         # Whoever is not on record need not wait for it.
         answers.put(b"pong")
@@ -68,11 +71,32 @@ async def test_an_answer_leaves_after_its_record(recorder: Recorder, tmp_path: P
         with pytest.raises(RecordError):
             await answers.flush()
     assert peer.took == b"pong"
-    assert (tmp_path / "requests.jsonl").read_bytes().count(b"\n") == 0
+    assert kinds_in(tmp_path) == ["start"]
+
+
+async def test_an_answer_that_must_not_be_lost_leaves_after_its_record_is_durable(
+    journal: Journal,
+) -> None:
+    peer = Peer()
+    answers = Answers(peer, journal, 10.0)
+    journal.append(RECORD)
+    answers.put_recorded(b"done")
+    await answers.flush()
+    assert (peer.took, journal.written, journal.synced) == (b"done", 2, 0)
+    journal.append(RECORD)
+    answers.put_recorded(b"refused", durable=True)
+    peer.reads = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answers.flush)
+        while not journal.synced:
+            await trio.testing.wait_all_tasks_blocked()
+        assert (peer.took, journal.synced) == (b"done", 3)
+        peer.reads.set()
+    assert peer.took == b"donerefused"
 
 
 async def test_a_large_answer_goes_in_pieces_each_with_its_time(
-    recorder: Recorder, autojump_clock: trio.testing.MockClock
+    journal: Journal, autojump_clock: trio.testing.MockClock
 ) -> None:
     class Slow(Peer):
         """Takes a piece in 9 seconds."""
@@ -83,21 +107,21 @@ async def test_a_large_answer_goes_in_pieces_each_with_its_time(
             self.took += data
 
     peer = Slow()
-    answers = Answers(peer, recorder, 10.0)
+    answers = Answers(peer, journal, 10.0)
     answers.put(bytes(5 * PIECE_SIZE))
     await answers.flush()
     assert len(peer.took) == 5 * PIECE_SIZE
     peer.reads = trio.Event()
-    deaf = Answers(Peer(), recorder, 10.0)
+    deaf = Answers(Peer(), journal, 10.0)
     deaf._tls.reads = trio.Event()  # type: ignore[attr-defined]
     deaf.put(b"x")
     with pytest.raises(trio.TooSlowError):
         await deaf.flush()
 
 
-async def test_who_waits_learns_that_the_connection_broke(recorder: Recorder) -> None:
+async def test_who_waits_learns_that_the_connection_broke(journal: Journal) -> None:
     peer = Peer()
-    answers = Answers(peer, recorder, 10.0)
+    answers = Answers(peer, journal, 10.0)
     peer.gone = True
     answers.put(b"lost")
     with pytest.raises(TlsClosed, match="gone"):
@@ -110,9 +134,9 @@ async def test_who_waits_learns_that_the_connection_broke(recorder: Recorder) ->
         await answers.flush()
 
 
-async def test_who_waits_for_another_goes_on_when_there_is_room(recorder: Recorder) -> None:
+async def test_who_waits_for_another_goes_on_when_there_is_room(journal: Journal) -> None:
     peer = Peer()
-    answers = Answers(peer, recorder, 10.0)
+    answers = Answers(peer, journal, 10.0)
     peer.reads = trio.Event()
     answers.put(b"first")
     async with trio.open_nursery() as nursery:

@@ -14,6 +14,7 @@ import pytest
 from hsmux_protocol import errors
 from hsmux_protocol.frames import Cancel, Error, Frame, Goaway, Ping, Pong, Request, Result
 from hsmux_protocol.limits import REQUESTS_IN_FLIGHT_MAX
+from tests.gateway.journals import requests_in
 from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -159,11 +160,12 @@ def test_malformed_requests_are_on_record(gateway: Running, client: RawClient) -
         frame = client.receive()
         assert isinstance(frame, Error)
         references.append(frame.reference)
-    records = (gateway.directory / "audit" / "requests.jsonl").read_text()
-    lines = [line for line in records.splitlines() if any(r in line for r in references)]
-    assert len(lines) == 2
-    assert '"operation":"unknown","outcome":"ProtocolError"' in lines[0]
-    assert '"operation":"encrypt","outcome":"InvalidArgument"' in lines[1]
+    records = requests_in(gateway.directory / "audit")
+    found = [record for record in records if record["reference"] in references]
+    assert [(record["operation"], record["outcome"]) for record in found] == [
+        ("unknown", "ProtocolError"),
+        ("encrypt", "InvalidArgument"),
+    ]
 
 
 def test_a_peer_that_resets_in_the_middle_is_forgotten(

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmux_gateway import command
-from hsmux_gateway.audit.recorder import Recorder
+from hsmux_gateway.audit.checkpoints import CheckpointFile
 from hsmux_gateway.dev import dev_gateway
 from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.private_files import check_directory, check_secret
@@ -107,10 +108,11 @@ def test_dev_follows_no_link_to_its_log(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "precious\n"
 
 
-def test_records_follow_no_link(tmp_path: Path) -> None:
-    (tmp_path / "requests.jsonl").symlink_to(tmp_path / "victim")
+def test_checkpoints_follow_no_link(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "victim")
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
     with pytest.raises(OSError):
-        Recorder(tmp_path / "requests.jsonl")
+        CheckpointFile(tmp_path / "checkpoints", key)
     assert not (tmp_path / "victim").exists()
 
 

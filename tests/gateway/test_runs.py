@@ -1,6 +1,5 @@
 """Runs: requests that came together get the answers, errors and records they would get alone."""
 
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hsmux_gateway.audit.recorder import Recorder
+from hsmux_gateway.audit.journal import Journal
 from hsmux_gateway.call import Call, Outcome
 from hsmux_gateway.engine import Engine, NotRecorded, collect_runs
 from hsmux_gateway.metrics import Metrics
@@ -20,6 +19,7 @@ from hsmux_protocol.fields import write_fields
 from hsmux_protocol.frames import Error, Frame, Ping, Pong, Request, Result
 from hsmux_protocol.operations import OPERATIONS
 from hsmux_protocol.references import format_key_id
+from tests.gateway.journals import RECORDS, kinds_in, open_journal, requests_in
 from tests.gateway.parts import make_call
 from tests.gateway.raw_client import RawClient
 from tests.gateway.running import Running
@@ -116,8 +116,7 @@ def test_a_run_encrypts_each_plaintext_once(client: RawClient, gateway: Running)
     assert len({envelope[24:48] for envelope in envelopes}) == 300, "nonces"
     opened = burst(client, [("decrypt", (None, {"a": "b"}, e)) for e in envelopes])
     assert [a.values[0] for a in opened if isinstance(a, Result)] == plaintexts
-    lines = (gateway.directory / "audit" / "requests.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines[-600:]]
+    records = requests_in(gateway.directory / "audit")[-600:]
     assert [(r["operation"], r["outcome"]) for r in records] == [
         *[("encrypt", "done")] * 300,
         *[("decrypt", "done")] * 300,
@@ -148,6 +147,9 @@ def test_a_run_is_answered_before_a_broken_frame_ends_the_connection(client: Raw
 
 # Without a gateway
 
+USED = (b"K" * 16, 1)
+"""Key and version of every answer."""
+
 
 class Doubling:
     """Runs that give the last argument twice; a negative one is not found, a 13 is a defect."""
@@ -163,7 +165,7 @@ class Doubling:
             return None
         if 13 in numbers:
             raise ZeroDivisionError
-        return [[2 * n] if n > 0 else InvalidCiphertext("it does not open") for n in numbers]
+        return [[2 * n, *USED] if n > 0 else InvalidCiphertext("it does not open") for n in numbers]
 
     async def decrypt(self, call: Call, key: None, context: bytes, number: int) -> list[Any]:
         """One of them."""
@@ -171,23 +173,24 @@ class Doubling:
             raise InvalidCiphertext("it does not open")
         if number == 13:
             raise NotFound("thirteen")
-        return [2 * number]
+        return [2 * number, *USED]
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[Recorder]:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     """Records in a file."""
-    recorder = Recorder(tmp_path / "requests.jsonl")
-    yield recorder
-    recorder.close()
+    journal = open_journal(tmp_path)
+    yield journal
+    journal.close()
 
 
-def make_engine(recorder: Recorder, service: Doubling, identities: Everybody) -> Engine:
+def make_engine(journal: Journal, service: Doubling, identities: Everybody) -> Engine:
     return Engine(
         {"decrypt": service.decrypt},
         identities=identities,
         memory=Forgetful(),
-        recorder=recorder,
+        journal=journal,
+        records=RECORDS,
         metrics=Metrics(),
         requests_max=10,
         runs=collect_runs(service),
@@ -209,52 +212,73 @@ def shown(outcomes: Sequence[Outcome]) -> list[Any]:
     ],
 )
 async def test_each_call_of_a_run_has_its_own_outcome_and_record(
-    recorder: Recorder, tmp_path: Path, numbers: list[int], outcomes: list[Any]
+    journal: Journal, tmp_path: Path, numbers: list[int], outcomes: list[Any]
 ) -> None:
     service = Doubling()
-    engine = make_engine(recorder, service, Everybody())
+    engine = make_engine(journal, service, Everybody())
     calls = [make_call("decrypt", None, b"", number) for number in numbers]
     found = await engine.call_run(calls)
     assert shown(found) == outcomes
     assert {o.reference for o in found if isinstance(o, HsmuxError)} <= {"r-test-1"}
     assert service.runs == [3]
-    recorder.flush()
-    lines = (tmp_path / "requests.jsonl").read_text().splitlines()
-    assert [json.loads(line)["outcome"] for line in lines] == [
+    journal.flush()
+    assert [record["outcome"] for record in requests_in(tmp_path)] == [
         o if isinstance(o, str) else "done" for o in outcomes
     ]
 
 
-async def test_a_run_of_somebody_who_was_revoked_does_nothing(recorder: Recorder) -> None:
+@pytest.mark.parametrize(
+    ("numbers", "kinds"),
+    [((7, 8, 9), ["run"]), ((7, 9, 10), ["request"] * 3)],
+    ids=["without a gap", "with a gap"],
+)
+async def test_a_run_is_one_record_if_its_references_follow_each_other(
+    journal: Journal, tmp_path: Path, numbers: tuple[int, ...], kinds: list[str]
+) -> None:
+    engine = make_engine(journal, Doubling(), Everybody())
+    calls = [
+        make_call("decrypt", None, b"ctx", n)._replace(reference=f"r000000000000-{n:x}", size=n)
+        for n in numbers
+    ]
+    await engine.call_run(calls)
+    journal.flush()
+    assert kinds_in(tmp_path) == ["start", *kinds]
+    records = requests_in(tmp_path)
+    assert [record["reference"] for record in records] == [call.reference for call in calls]
+    assert {record["statement"] for record in records} == {"allowed by everything statement 1"}
+    assert sum(r["bytes_in"] for r in records[-3 if kinds[1:] else -1 :]) == sum(numbers)
+
+
+async def test_a_run_of_somebody_who_was_revoked_does_nothing(journal: Journal) -> None:
     service, identities = Doubling(), Everybody()
     identities.enabled = False
-    engine = make_engine(recorder, service, identities)
+    engine = make_engine(journal, service, identities)
     outcomes = await engine.call_run([make_call("decrypt", None, b"", n) for n in (1, 2)])
     assert [type(outcome) for outcome in outcomes] == [Unauthenticated] * 2
     assert service.runs == []
 
 
-async def test_a_late_call_is_late_alone(recorder: Recorder) -> None:
+async def test_a_late_call_is_late_alone(journal: Journal) -> None:
     service = Doubling()
-    engine = make_engine(recorder, service, Everybody())
+    engine = make_engine(journal, service, Everybody())
     late = make_call("decrypt", None, b"", 2)._replace(deadline=time.monotonic())
     calls = [make_call("decrypt", None, b"", 1), late, make_call("decrypt", None, b"", 3)]
     assert shown(await engine.call_run(calls)) == [2, "DeadlineExceeded", 6]
     assert service.runs == []
 
 
-async def test_nothing_is_done_together_while_nothing_can_be_recorded(recorder: Recorder) -> None:
+async def test_nothing_is_done_together_while_nothing_can_be_recorded(journal: Journal) -> None:
     service = Doubling()
-    engine = make_engine(recorder, service, Everybody())
-    recorder.failing, recorder._retry_at = True, time.monotonic() + 60
+    engine = make_engine(journal, service, Everybody())
+    journal.failing, journal._retry_at = True, time.monotonic() + 60
     outcomes = await engine.call_run([make_call("decrypt", None, b"", n) for n in (1, 2)])
     assert [type(outcome) for outcome in outcomes] == [NotRecorded] * 2
     assert service.runs == []
-    recorder.failing = False
+    journal.failing = False
 
 
-async def test_what_joins(recorder: Recorder) -> None:
-    engine = make_engine(recorder, Doubling(), Everybody())
+async def test_what_joins(journal: Journal) -> None:
+    engine = make_engine(journal, Doubling(), Everybody())
     call = make_call("decrypt", None, b"a", 1)
     assert engine.joins(call, make_call("decrypt", None, b"a", 2))
     assert not engine.joins(call, make_call("decrypt", None, b"b", 2))
@@ -263,8 +287,8 @@ async def test_what_joins(recorder: Recorder) -> None:
     assert not engine.joins(make_call("encrypt", 1, 2, 3), make_call("encrypt", 1, 2, 4))
 
 
-async def test_a_run_takes_what_joins_and_nothing_that_is_refused(recorder: Recorder) -> None:
-    run = Run(make_engine(recorder, Doubling(), Everybody()).joins)
+async def test_a_run_takes_what_joins_and_nothing_that_is_refused(journal: Journal) -> None:
+    run = Run(make_engine(journal, Doubling(), Everybody()).joins)
     one = Asked(make_call("decrypt", None, b"a", 1), None, 100)
     refused = one._replace(refusal=NotFound("no"))
     assert run.add(1, one)

@@ -37,17 +37,15 @@ def refuse_stranger(facts: CallFacts) -> None:
         raise Unauthenticated("this client key has expired; issue a new one")
 
 
-def refuse_denied(call: Call, facts: CallFacts) -> Decision:
+def refuse_denied(call: Call, decision: Decision) -> None:
     """Refuse what no policy allows, in words that tell the caller nothing it did not send.
 
     Raises:
         Denied: It is not allowed.
     """
-    decision = decide_again(facts)
     if not decision.allowed:
         what = f"{call.operation.permission} {name_of(call)}".rstrip()
         raise Denied(f"access point {call.principal.access_point} may not {what}")
-    return decision
 
 
 class Permits:
@@ -69,7 +67,7 @@ class Permits:
         """
         facts = self._identities.facts(call)
         refuse_stranger(facts)
-        refuse_denied(call, facts)
+        refuse_denied(call, decide_again(facts))
 
     def require_unchanged(self, reader: Reader, call: Call, since: int) -> None:
         """Refuse a call whose decision rests on rows that changed.

@@ -296,7 +296,7 @@ class CheckpointFile:
         self._key = key
         self._failed = False
         self.last: Checkpoint | None = None
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(path, flags, 0o600)
         try:
             self._read(path)

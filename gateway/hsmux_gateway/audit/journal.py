@@ -23,7 +23,6 @@ Refused connections are counted, not written (see `floods`). A wall clock that m
 written down: times in records are only as good as it.
 """
 
-import os
 import time
 from collections.abc import Callable
 from typing import Final
@@ -31,6 +30,7 @@ from typing import Final
 import msgspec
 import trio
 
+from ..log_sink import LogSink
 from .chain import FRAME_OVERHEAD
 from .floods import Floods
 from .records import AnyRecord, ClockJump, Start, Stop, Torn, export_record, write_record
@@ -61,8 +61,8 @@ class Journal:
         chain: Where they go; closed with the journal.
         software: The version of this software, for the record of the start.
         libraries: Versions of native libraries.
-        log: A descriptor that gets the same records as JSON lines, or None. What cannot be written
-            there is lost: it is a convenience, the chain is the record.
+        log: Gets the same records as JSON lines, or None. What cannot be written there is lost: it
+            is a convenience, the chain is the record.
         wall_ms: The wall clock, milliseconds since 1970 UTC.
         monotonic: Seconds of a clock that nobody sets.
 
@@ -80,7 +80,7 @@ class Journal:
         *,
         software: str = "",
         libraries: str = "",
-        log: int | None = None,
+        log: LogSink | None = None,
         wall_ms: Callable[[], int] = _wall_ms,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -152,7 +152,8 @@ class Journal:
         self.failing = False
         self.written = self.records
         if self._log is not None:
-            self._write_log(self._log)
+            self._log.write(b"".join(line + b"\n" for line in self._lines))
+            self._lines.clear()
 
     def _format(self) -> None:
         self._bodies += map(write_record, self._kept)
@@ -175,15 +176,6 @@ class Journal:
             portions[-1].append(body)
             left -= size
         return portions
-
-    def _write_log(self, log: int) -> None:
-        lines = b"".join(line + b"\n" for line in self._lines)
-        self._lines.clear()
-        try:
-            os.write(log, lines)
-        except OSError:
-            # A reader of the log that went away must not stop the gateway.
-            return
 
     async def durable(self, number: int) -> None:
         """Wait until a record is durable.

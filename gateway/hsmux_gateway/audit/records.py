@@ -136,7 +136,7 @@ class Request(_Record, frozen=True, array_like=True, tag=3):
         items: Items of a batch, or 1.
         items_failed: Of these, how many got an error of their own.
         bytes_in: Bytes of the request.
-        bytes_out: Bytes of its answer.
+        bytes_out: Bytes of the data in its answer.
         elapsed_us: From decode to record, in microseconds.
     """
 

@@ -328,7 +328,7 @@ class ChainWriter:
             is_short = len(data) < header.size
         self._segment, self._size, self._offset = number, header.size, place.offset
         self.end = ChainEnd(place.sequence - 1, place.head)
-        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if torn or is_short:
                 self._cut_off(torn)
@@ -447,7 +447,7 @@ class ChainWriter:
         return spare
 
     def _make_spare(self) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         file = os.open(self._directory / SPARE, flags, 0o600)
         try:
             os.posix_fallocate(file, 0, self._new_size)

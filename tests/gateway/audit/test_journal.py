@@ -23,6 +23,7 @@ from hsmux_gateway.audit.segments import (
     SyncFailed,
     open_chain,
 )
+from hsmux_gateway.log_sink import LogSink
 
 from .logs import AT_MS, DEPLOYMENT, records_of, request, verified
 
@@ -244,7 +245,7 @@ def test_a_clock_that_jumps_is_recorded_once(tmp_path: Path, by_ms: int) -> None
 
 def test_the_log_gets_the_same_records(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    journal = Journal(_open(tmp_path), log=writing)
+    journal = Journal(_open(tmp_path), log=LogSink(writing))
     journal.append(request(1))
     journal.flush()
     lines = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
