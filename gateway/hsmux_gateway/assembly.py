@@ -12,6 +12,7 @@ from typing import Any, Final
 import cryptography
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
@@ -26,9 +27,12 @@ from .access.policy_service import PolicyService
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
 from .audit.calls import CallRecords
+from .audit.checkpoints import BadCheckpoint, CheckpointFile
 from .audit.journal import Journal
+from .audit.layout import CHECKPOINTS
 from .audit.segments import ChainDamaged, RecordError, open_chain
-from .authority_key import DeploymentAuthority
+from .audit.signing import CheckpointSigner
+from .authority_key import DeploymentAuthority, open_own_key
 from .catalog import Catalog
 from .config import Config
 from .connection import ConnectionFacts
@@ -54,7 +58,7 @@ from .references import reference_source
 from .root import ArenaSealer
 from .status_service import StatusService, token_condition
 from .store import StoreWriter
-from .store.rows import CA_KEY
+from .store.rows import AUDIT_KEY, CA_KEY, GatewayKeyRow
 from .tls import make_server_context
 
 __all__ = ["Gateway"]
@@ -103,7 +107,7 @@ class Gateway:
         self.writer = StoreWriter(base.store)
         self.effects = Effects(base.store, self.writer, self.catalog)
         self.metrics = Metrics()
-        self.journal = _open_journal(base, log_requests)
+        self.journal, self.checkpoints = _open_log(base, sealer, log_requests)
         self._records = CallRecords(_context_mac(base, sealer))
         self.materials = Materials(
             base.arena,
@@ -232,6 +236,11 @@ class Gateway:
         """Drop private keys that nobody has used for a while."""
         self.materials.forget_idle(time.monotonic())
 
+    async def sign_start(self) -> None:
+        """Put the start of this process under a checkpoint."""
+        await self.journal.durable(self.journal.written)
+        await self.checkpoints.sign()
+
     # What an operator sees
 
     def warnings(self) -> list[str]:
@@ -299,20 +308,33 @@ class Gateway:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
 
 
-def _open_journal(base: Foundation, log_requests: LogSink | None) -> Journal:
-    """The journal over a chain of the log, with the start of this process in it."""
+def _open_log(
+    base: Foundation, sealer: ArenaSealer, log_requests: LogSink | None
+) -> tuple[Journal, CheckpointSigner]:
+    """The journal over a chain of the audit log, with the start of this process in it, and who
+    signs checkpoints.
+    """
     directory = Path(base.config.audit.directory or base.instance.path / "audit")
+    deployment = base.store.deployment_id
+    row = base.store.read(lambda reader: reader.get(GatewayKeyRow, AUDIT_KEY))
+    if row is None:
+        raise OperatorError("the deployment has no audit key: run `hsmux init` again")
+    key = serialization.load_der_public_key(row.public_key)
+    assert isinstance(key, ec.EllipticCurvePublicKey)
     try:
-        chain = open_chain(directory, base.store.deployment_id)
+        file = CheckpointFile(directory / CHECKPOINTS, key)
+        signed = None if file.last is None else file.last.chains
+        chain = open_chain(directory, deployment, checkpointed=signed)
     except OSError as error:
         raise OperatorError(f"audit: {directory} cannot be used: {error.strerror}") from None
-    except ChainDamaged as error:
+    except (BadCheckpoint, ChainDamaged) as error:
         raise OperatorError(f"audit: {error}: `hsmux audit verify` tells more") from None
     journal = Journal(chain, software=__version__, libraries=_libraries(), log=log_requests)
     with suppress(RecordError):
         # Where it cannot be written, it is not ready, and tries again.
         journal.flush()
-    return journal
+    open_key = partial(open_own_key, row, base.tokens, base.arena, sealer.slot, deployment)
+    return journal, CheckpointSigner(file, journal, deployment, open_key)
 
 
 def _libraries() -> str:

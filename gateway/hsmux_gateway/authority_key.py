@@ -1,4 +1,5 @@
-"""The CA's private key: a token object behind `cryptography`'s interface, or a sealed software key.
+"""Private keys of the deployment's own, of its CA and its audit log: a token object behind
+`cryptography`'s interface, or a sealed software key.
 
 `cryptography`'s certificate builders take any `EllipticCurvePrivateKey`. `TokenPrivateKey` is one
 whose `sign` asks the token: it hashes, has the digest signed there and turns r ‖ s into DER. The
@@ -22,10 +23,16 @@ from .hsm.token import HsmKey, Token
 from .keys.signing import der_from_raw
 from .store.rows import GatewayKeyRow
 
-__all__ = ["DeploymentAuthority", "TokenPrivateKey", "ca_material", "token_private_key"]
+__all__ = [
+    "DeploymentAuthority",
+    "TokenPrivateKey",
+    "open_own_key",
+    "sealed_material",
+    "token_private_key",
+]
 
 SIGN_TIMEOUT_S: Final = 10.0
-"""Seconds the token has for one signature of the CA."""
+"""Seconds the token has for one signature."""
 
 
 class TokenPrivateKey(ec.EllipticCurvePrivateKey):
@@ -68,7 +75,7 @@ class TokenPrivateKey(ec.EllipticCurvePrivateKey):
             ValueError: The hash is not SHA-256.
         """
         if not isinstance(signature_algorithm.algorithm, hashes.SHA256):
-            raise ValueError("the CA signs with SHA-256")
+            raise ValueError("it signs with SHA-256")
         digest = hashes.Hash(hashes.SHA256())
         digest.update(data)
         return der_from_raw(trio.from_thread.run(self._sign, digest.finalize()))
@@ -80,8 +87,8 @@ class TokenPrivateKey(ec.EllipticCurvePrivateKey):
         )
 
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
-        """Refused: a CA key only signs."""
-        raise TypeError("a CA key only signs")
+        """Refused: the key only signs."""
+        raise TypeError("the key only signs")
 
     def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
         """Refused: the key does not leave its token."""
@@ -102,21 +109,41 @@ def token_private_key(token: Token, key: HsmKey) -> ec.EllipticCurvePrivateKey:
     return TokenPrivateKey(token, key)
 
 
-def _bound_to(deployment: bytes) -> bytes:
-    data: bytes = msgpack.packb([deployment, "gateway-key", "ca"])
+def _bound_to(deployment: bytes, name: str) -> bytes:
+    data: bytes = msgpack.packb([deployment, "gateway-key", name])
     return data
 
 
-def ca_material(
-    arena: Arena, kek_slot: int, deployment: bytes, key: ec.EllipticCurvePrivateKey
+def sealed_material(
+    arena: Arena, kek_slot: int, deployment: bytes, name: str, key: ec.EllipticCurvePrivateKey
 ) -> bytes:
-    """A software CA key, sealed."""
+    """A software key, sealed under its name."""
     der = key.private_bytes(
         serialization.Encoding.DER,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    return arena.seal_bytes(kek_slot, _bound_to(deployment), der)
+    return arena.seal_bytes(kek_slot, _bound_to(deployment, name), der)
+
+
+def open_own_key(
+    row: GatewayKeyRow,
+    tokens: Mapping[str, Token],
+    arena: Arena,
+    kek_slot: int,
+    deployment: bytes,
+) -> ec.EllipticCurvePrivateKey:
+    """The private key of a row; using it blocks, so only in a thread."""
+    if row.token:
+        key = HsmKey(row.cka_id, row.spec, row.proof, row.public_key)
+        return TokenPrivateKey(tokens[row.token], key)
+    blob = arena.open_blob(kek_slot, _bound_to(deployment, row.name), row.material)
+    try:
+        private_key = serialization.load_der_private_key(arena.blob(blob), None)
+    finally:
+        arena.free_blob(blob)
+    assert isinstance(private_key, ec.EllipticCurvePrivateKey)
+    return private_key
 
 
 class DeploymentAuthority:
@@ -143,14 +170,4 @@ class DeploymentAuthority:
 
     def open_key(self) -> ec.EllipticCurvePrivateKey:
         """The CA's private key; using it blocks, so only in a thread."""
-        row = self._row
-        if row.token:
-            key = HsmKey(row.cka_id, row.spec, row.proof, row.public_key)
-            return TokenPrivateKey(self._tokens[row.token], key)
-        blob = self._arena.open_blob(self._kek_slot, _bound_to(self._deployment), row.material)
-        try:
-            private_key = serialization.load_der_private_key(self._arena.blob(blob), None)
-        finally:
-            self._arena.free_blob(blob)
-        assert isinstance(private_key, ec.EllipticCurvePrivateKey)
-        return private_key
+        return open_own_key(self._row, self._tokens, self._arena, self._kek_slot, self._deployment)

@@ -45,7 +45,7 @@ from typing import Final
 import structlog
 import trio
 
-from hsmux_protocol.connection import ANNOUNCED_LIMITS, VERSION, ServerConnection, State
+from hsmux_protocol.connection import ALPN, ANNOUNCED_LIMITS, VERSION, ServerConnection, State
 from hsmux_protocol.errors import (
     Busy,
     Cancelled,
@@ -107,6 +107,12 @@ GRACE_S: Final = 1.0
 
 GOAWAY_PING: Final = 0x676F61776179
 """The number of the PING behind GOAWAY."""
+
+REFUSALS: Final = (
+    *("handshake refused", "no client certificate", f"the peer does not speak {ALPN}"),
+    *("protocol", "refused", "too slow"),
+)
+"""Why connections end before anybody is known that are counted in the audit log."""
 
 CANCELLED_TEXT: Final = "cancelled by the caller"
 
@@ -247,6 +253,12 @@ class Connection:
             self._buffers.release()
             with self._closing:
                 await self._tls.close()
+        kind = reason.partition(":")[0]
+        if not self.was_welcomed and kind in REFUSALS:
+            # Nobody is known yet, so it is counted and not written one by one.
+            source = self._peer_address.rpartition(":")[0]
+            now_ms = time.time_ns() // 1_000_000
+            self._facts.engine.journal.floods.count(source, kind, now_ms)
         return reason
 
     async def _serve_open(self) -> None:

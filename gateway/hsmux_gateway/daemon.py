@@ -138,9 +138,11 @@ async def _serve(
     gateway = Gateway(base, sealer, log_requests)
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_keep_durable, gateway)
+            nursery.start_soon(_or_start_again, gateway.journal.keep_durable)
             await nursery.start(_run_writer, gateway)
             await _read_catalogue(gateway)
+            await _or_start_again(gateway.sign_start)
+            nursery.start_soon(_or_start_again, gateway.checkpoints.sign_for_ever)
             await _run(gateway, stop, ready)
             nursery.cancel_scope.cancel()
     finally:
@@ -148,11 +150,15 @@ async def _serve(
             gateway.journal.close()
         except (OSError, RecordError) as error:
             log.error("records may be lost", error=str(error))
+    # In order: the last checkpoint holds the stop as well.
+    await _or_start_again(gateway.checkpoints.sign)
+    gateway.checkpoints.close()
 
 
-async def _keep_durable(gateway: Gateway) -> None:
+async def _or_start_again(work: Callable[[], Awaitable[None]]) -> None:
+    """Do what needs a durable log; without one the process ends."""
     try:
-        await gateway.journal.keep_durable()
+        await work()
     except SyncFailed as error:
         raise OperatorError(f"audit: {error}", exit_code=EXIT_AGAIN) from error
 

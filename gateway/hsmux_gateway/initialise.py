@@ -9,9 +9,10 @@ steps and finds all done but its own certificate.
     3. the key-encryption key, sealed by the root, and with it every row: one transaction
     4. the wrapping key in the token, where there is one
     5. the CA: key in the token (or sealed), certificate in the store
-    6. the gateway's own certificate and private key, as files; made anew when they are of another
+    6. the key of the audit log, like that of the CA; its public key as a file
+    7. the gateway's own certificate and private key, as files; made anew when they are of another
        CA, do not carry the configured names, or are about to end
-    7. the first administrator: client key as files, then its policy, access point and client key in
+    8. the first administrator: client key as files, then its policy, access point and client key in
        the store; another client key where the files are gone, are of one that is revoked, or are
        about to end; on demand its state and policy again, whatever became of them
 """
@@ -39,7 +40,7 @@ from .access.administration import client_key_row
 from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
 from .access.identities import spki_sha256
 from .access.policy import Policy, format_policy
-from .authority_key import DeploymentAuthority, ca_material, token_private_key
+from .authority_key import DeploymentAuthority, sealed_material, token_private_key
 from .config import Config
 from .errors import OperatorError
 from .hsm.errors import TokenError, Unsupported
@@ -47,6 +48,7 @@ from .hsm.token import HsmKey, Token
 from .instance import Instance, write_file
 from .root import ArenaSealer, FileRoot, HsmRoot, Root, make_kek, open_kek
 from .store.rows import (
+    AUDIT_KEY,
     CA_KEY,
     WRAPPING_KEY,
     AccessPointRow,
@@ -293,31 +295,67 @@ async def _make_ca(
     if found is not None:
         return found, False
     now = datetime.datetime.now(datetime.UTC)
+    key, row, intent = await _make_signing_key(config, arena, sealer, tokens, store, CA_KEY)
+    certificate = await trio.to_thread.run_sync(issue_ca, key, store.deployment_id, now)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    row = msgspec.structs.replace(row, certificate=der)
+    return await _keep_own(store, row, intent), True
+
+
+async def _make_audit_key(
+    config: Config, arena: Arena, sealer: ArenaSealer, tokens: dict[str, Token], store: Store
+) -> tuple[GatewayKeyRow, bool]:
+    """Step 6; the key of the audit log, and whether it was made."""
+    found = await _find_own(store, AUDIT_KEY)
+    if found is not None:
+        return found, False
+    _, row, intent = await _make_signing_key(config, arena, sealer, tokens, store, AUDIT_KEY)
+    return await _keep_own(store, row, intent), True
+
+
+def _write_audit_key(instance: Instance, row: GatewayKeyRow) -> None:
+    """The public key as a file, on every host that shares the store."""
+    pem = serialization.load_der_public_key(row.public_key).public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    if not instance.audit_key.exists() or instance.audit_key.read_bytes() != pem:
+        write_file(instance.audit_key, pem, mode=0o644)
+
+
+async def _make_signing_key(
+    config: Config,
+    arena: Arena,
+    sealer: ArenaSealer,
+    tokens: dict[str, Token],
+    store: Store,
+    name: str,
+) -> tuple[ec.EllipticCurvePrivateKey, GatewayKeyRow, IntentRow | None]:
+    """An EC_P256 key of the deployment's own, in the root's token or sealed; not stored yet."""
     token_name, cka_id, material, intent = "", b"", b"", None
     if config.root.token:
         token = tokens[config.root.token]
-        made, intent = await _make_in_token(store, token, "create_ca", "EC_P256", CA_KEY)
+        role = "ca" if name == CA_KEY else "key"
+        made, intent = await _make_in_token(store, token, f"create_{name}", "EC_P256", role)
         key = token_private_key(token, made)
         token_name, cka_id = token.name, made.cka_id
     else:
         key = ec.generate_private_key(ec.SECP256R1())
-        material = ca_material(arena, sealer.slot, store.deployment_id, key)
-    certificate = await trio.to_thread.run_sync(issue_ca, key, store.deployment_id, now)
+        material = sealed_material(arena, sealer.slot, store.deployment_id, name, key)
     row = GatewayKeyRow(
-        name=CA_KEY,
+        name=name,
         spec="EC_P256",
         token=token_name,
         cka_id=cka_id,
-        public_key=certificate.public_key().public_bytes(
+        public_key=key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
-        certificate=certificate.public_bytes(serialization.Encoding.DER),
+        certificate=b"",
         material=material,
         proof=b"",
         state="active",
         created_at_ms=_now_ms(),
     )
-    return await _keep_own(store, row, intent), True
+    return key, row, intent
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -349,7 +387,7 @@ def _issue_to(
 async def _make_server_certificate(
     config: Config, instance: Instance, authority: DeploymentAuthority
 ) -> bool:
-    """Step 6; whether one was made. The private key comes first, so a certificate is never there
+    """Step 7; whether one was made. The private key comes first, so a certificate is never there
     without it.
     """
     names = server_names(config.server.names)
@@ -421,7 +459,7 @@ FIRST_ADMINISTRATOR: Final = FirstAdministrator()
 async def _make_administrator(
     instance: Instance, authority: DeploymentAuthority, store: Store, wanted: FirstAdministrator
 ) -> bool:
-    """Step 7; whether a client key was made. The files come first, so a client key that is
+    """Step 8; whether a client key was made. The files come first, so a client key that is
     accepted is never without them.
     """
     paths = administrator_files(instance)
@@ -518,11 +556,14 @@ async def initialise(
     has_wrapping_key = await _make_wrapping_key(config, tokens, store)
     row, has_ca = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)
+    audit_key, has_audit_key = await _make_audit_key(config, arena, sealer, tokens, store)
+    _write_audit_key(instance, audit_key)
     has_client_key = await _make_administrator(instance, authority, store, administrator)
     made = {
         "the root key": bootstrap.bare,
         "the wrapping key": has_wrapping_key,
         "the CA": has_ca,
+        "the audit key": has_audit_key,
         "the gateway's certificate": await _make_server_certificate(config, instance, authority),
         "the administrator's client key": has_client_key,
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .audit.layout import PUBLIC_KEY
 from .errors import OperatorError
 from .private_files import check_directory
 
@@ -116,6 +117,11 @@ class Instance:
     def server_key(self) -> Path:
         """Its private key."""
         return self.path / "tls" / "server.key"
+
+    @property
+    def audit_key(self) -> Path:
+        """The public key that verifies the audit log."""
+        return self.path / "audit" / PUBLIC_KEY
 
     @property
     def administrator(self) -> Path:

@@ -115,7 +115,7 @@ def openssl(*words: object) -> bytes:
     ).stdout
 
 
-def _initialise(place: Place) -> None:
+def initialise(place: Place) -> None:
     config = ("--config", place.config)
     assert b"in order" in place.run("check-config", *config).stderr
     place.run("hsm", "init-token", *config)
@@ -242,7 +242,7 @@ def _take_access(place: Place, client_key: str) -> None:
 
 
 def test_from_an_empty_directory_to_a_revoked_client_key(place: Place) -> None:
-    _initialise(place)
+    initialise(place)
     with place.serving() as gateway:
         key = _make_keys(place)
         client_key = _give_access(place)

@@ -111,8 +111,8 @@ async def check(config: Path) -> None:
         await initialise.unlock(loaded, base.arena, base.tokens, base.store)
         for token in base.tokens.values():
             objects = await token.list_objects(deadline=time.monotonic() + 30)
-            # The root, the wrapping key and the CA.
-            assert len({item.cka_id for item in objects}) == 3, objects
+            # The root, the wrapping key, the CA and the audit key.
+            assert len({item.cka_id for item in objects}) == 4, objects
 
         def count(reader: Reader) -> list[int]:
             kinds = (RootRow, AccessPointRow, ClientKeyRow, IntentRow)

@@ -49,7 +49,7 @@ def test_init_again_changes_nothing(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     made = _init(config)
     files = {path: path.read_bytes() for path in made.ca.parents[1].rglob("*.[pk]e[my]")}
-    assert len(files) == 5
+    assert len(files) == 6
     assert "the CA" in made.made and "the root key" in made.made
     assert _init(config) == replace(made, made=())
     assert files == {path: path.read_bytes() for path in files}

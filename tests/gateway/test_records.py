@@ -1,15 +1,18 @@
 """Records of a running gateway: none is lost or torn, and a start follows every stop."""
 
 import signal
+import ssl
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
+from hsmux_protocol.connection import ALPN
 from hsmux_protocol.errors import NotFound
 from tests.gateway.journals import records_in, requests_in
 from tests.gateway.raw_client import client_context, connect
-from tests.gateway.running import Running, running_gateway
+from tests.gateway.running import STOP_TIMEOUT_S, Running, running_gateway
 
 CLIENTS = 3
 
@@ -81,3 +84,38 @@ def test_a_record_says_who_did_what_with_which_key_and_what_decided_it(own_confi
     assert done[0]["context"] == done[1]["context"] != ""
     assert (failed["outcome"], failed["resource"]) == ("NotFound", "alias/nothing")
     assert failed["context"] == ""
+
+
+def test_a_log_that_may_not_be_durable_ends_the_gateway(own_config: Path) -> None:
+    library, failing = own_config.with_name("failing_sync.so"), own_config.with_name("failing")
+    source = Path(__file__).parent / "store" / "failing_sync.c"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    before = ("env", f"LD_PRELOAD={library}", f"FAILING_SYNC={failing}")
+    with running_gateway(own_config, before=before) as gateway:
+        failing.touch()
+        with connect(gateway.address, client_context(gateway.administrator)) as client:
+            client.call("generate_random", 8)
+        assert gateway.process.wait(STOP_TIMEOUT_S) != 0
+        assert gateway.process.stderr is not None
+        assert "OperatorError: audit: the audit log is not durable" in gateway.process.stderr.read()
+    failing.unlink()
+    with running_gateway(own_config) as gateway:
+        assert gateway.stop() == 0
+    operations = [record["operation"] for record in requests_in(gateway.directory / "audit")]
+    assert operations.count("generate_random") <= 1
+    assert records_in(gateway.directory / "audit")[-1]["kind"] == "stop"
+
+
+def test_strangers_are_counted_by_source_and_reason(own_config: Path) -> None:
+    with running_gateway(own_config) as gateway:
+        stranger = ssl.create_default_context(cafile=gateway.administrator / "ca.pem")
+        stranger.set_alpn_protocols([ALPN])
+        for _ in range(3):
+            with pytest.raises((OSError, EOFError)), connect(gateway.address, stranger) as client:
+                client.call("show_status")
+        assert gateway.stop() == 0
+    (flood,) = [r for r in records_in(gateway.directory / "audit") if r["kind"] == "flood"]
+    assert (flood["source"], flood["reason"], flood["count"]) == (
+        *("127.0.0.1", "handshake refused"),
+        3,
+    )

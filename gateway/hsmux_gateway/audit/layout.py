@@ -1,5 +1,6 @@
 """Where the audit log lies: names of directories and files, and nothing about what is in them.
 
+DIR/key.pem                           public key of the checkpoints, for whoever copies it elsewhere
 DIR/checkpoints                       signed checkpoints, one behind the other
 DIR/<chain, 32 hexadecimal digits>/   one chain of one process
     00000001.log, 00000002.log, ...   its segments
@@ -13,6 +14,7 @@ from typing import Final
 
 __all__ = [
     "CHECKPOINTS",
+    "PUBLIC_KEY",
     "SPARE",
     "chain_directories",
     "chain_of",
@@ -23,6 +25,7 @@ __all__ = [
 ]
 
 CHECKPOINTS: Final = "checkpoints"
+PUBLIC_KEY: Final = "key.pem"
 SPARE: Final = "next"
 _CHAIN: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SEGMENT: Final = re.compile(r"([0-9]{8})\.log", re.ASCII)

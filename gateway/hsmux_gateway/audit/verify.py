@@ -49,7 +49,7 @@ from .chain import (
     zeroes_from,
 )
 from .checkpoints import BEFORE_FIRST, BadCheckpoint, Checkpoint, read_note, split_notes
-from .layout import CHECKPOINTS, chain_directories, chain_of, is_known, segment_paths
+from .layout import CHECKPOINTS, PUBLIC_KEY, chain_directories, chain_of, is_known, segment_paths
 from .records import MalformedRecord, Retired, read_record
 from .segments import ChainEnd, mapped
 
@@ -285,7 +285,7 @@ class _Verification:
         signed = set[bytes]().union(*(one.chains for one in (self._last, self._older) if one))
         for chain in sorted((signed | set(expected)) - there):
             self._wrong("the whole chain is missing", chain=chain.hex())
-        known = {CHECKPOINTS, *(directory.name for directory in directories)}
+        known = {CHECKPOINTS, PUBLIC_KEY, *(directory.name for directory in directories)}
         for name in sorted(path.name for path in self._directory.iterdir()):
             if name not in known:
                 self._wrong("this is no part of the log", file=name)

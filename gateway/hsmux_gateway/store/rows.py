@@ -34,6 +34,7 @@ import msgspec
 __all__ = [
     "ACCESS_POINTS",
     "ALIASES",
+    "AUDIT_KEY",
     "CA_KEY",
     "CLIENT_KEYS",
     "COUNTERS",
@@ -162,6 +163,9 @@ class KekSealRow(Row, frozen=True):
 
 CA_KEY: Final = "ca"
 """The gateway key that signs client and server certificates."""
+
+AUDIT_KEY: Final = "audit"
+"""The gateway key that signs checkpoints of the audit log."""
 
 WRAPPING_KEY: Final = "wrapping"
 """The gateway key that wraps keys which live outside their token."""

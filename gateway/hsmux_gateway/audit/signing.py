@@ -1,0 +1,90 @@
+"""Checkpoints of a running gateway: how far its chain went, signed again and again.
+
+A checkpoint is signed when the gateway starts, every `INTERVAL_S` in which there were new records,
+and when it has stopped. It says only what is durable, so a chain that is found shorter was made
+shorter by somebody. While the key is away, records are written all the same, and the next signature
+holds them too.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ..hsm.errors import TokenError
+from .checkpoints import CheckpointFile, sealed_note
+from .journal import Journal
+from .segments import ChainEnd, NoRoom
+
+__all__ = ["INTERVAL_S", "CheckpointSigner"]
+
+log = structlog.get_logger("hsmux.audit")
+
+INTERVAL_S: Final = 10.0
+"""Seconds between checkpoints: what is behind the last one is held by its chain alone."""
+
+
+class CheckpointSigner:
+    """Signs how far the chain of a journal went.
+
+    Args:
+        file: Where checkpoints are stored; closed with the signer.
+        journal: Of the chain.
+        deployment: 16 bytes.
+        open_key: The private key, for one signature; using it blocks.
+    """
+
+    def __init__(
+        self,
+        file: CheckpointFile,
+        journal: Journal,
+        deployment: bytes,
+        open_key: Callable[[], ec.EllipticCurvePrivateKey],
+    ) -> None:
+        self._file = file
+        self._journal = journal
+        self._deployment = deployment
+        self._open_key = open_key
+
+    def __repr__(self) -> str:
+        return f"CheckpointSigner({self._file!r})"
+
+    async def sign(self) -> None:
+        """Sign what is durable, if there is something new.
+
+        Raises:
+            SyncFailed: The process must end.
+        """
+        chain = self._journal.chain
+        last = self._file.last
+        if last is not None and last.chains.get(chain.chain) == chain.synced:
+            return
+        try:
+            await trio.to_thread.run_sync(self._sign, chain.synced)
+        except (TokenError, NoRoom, OSError) as error:
+            log.warning("no checkpoint of the audit log this time", error=str(error))
+
+    def _sign(self, end: ChainEnd) -> None:
+        at_ms = time.time_ns() // 1_000_000
+        text = self._file.text(self._deployment, at_ms, {self._journal.chain.chain: end})
+        key = self._open_key()
+        der = key.sign(text, ec.ECDSA(hashes.SHA256()))
+        self._file.append(sealed_note(text, self._deployment, key.public_key(), der))
+
+    async def sign_for_ever(self) -> None:
+        """Sign every `INTERVAL_S`; runs for ever.
+
+        Raises:
+            SyncFailed: The process must end.
+        """
+        while True:
+            await trio.sleep(INTERVAL_S)
+            await self.sign()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
