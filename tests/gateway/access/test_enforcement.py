@@ -205,6 +205,9 @@ def test_conditions_on_context_and_size_hold_for_every_item(
         assert client.call("encrypt_batch", key, {}, many, items)
         large = pack_column([b"1", b"12345"])
         assert refusal(client, "encrypt_batch", key, {}, many, large)[0] == "Denied"
+        client.tls.sendall(client.protocol.send(Request(9999, 1, 0, ["alias/x"], {})))
+        unread = client.receive()
+        assert isinstance(unread, Error) and unread.number == errors.InvalidArgument.number
 
 
 def test_a_run_of_requests_is_decided_one_by_one_where_sizes_count(
