@@ -9,14 +9,13 @@ Calls of a run that were all done with one key version become one record if thei
 each other without a gap, so that each is still found by its own; otherwise each has its record.
 """
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from hsmux_protocol.columns import column_count, unpack_u16_column
 from hsmux_protocol.context import EMPTY_CONTEXT
-from hsmux_protocol.operations import Operation
+from hsmux_protocol.operations import OPERATION_BY_NUMBER, Operation
 from hsmux_protocol.references import KeyReference
 
 from ..access.asked import name_of
@@ -40,8 +39,7 @@ class _Places(NamedTuple):
     key: int
 
 
-@functools.cache
-def _places(operation: Operation) -> _Places:
+def _places_of(operation: Operation) -> _Places:
     arguments = [field.name for field in operation.arguments]
     results = [field.name for field in operation.results]
 
@@ -58,13 +56,22 @@ def _places(operation: Operation) -> _Places:
     )
 
 
+_PLACES: Final = {number: _places_of(one) for number, one in OPERATION_BY_NUMBER.items()}
+_NOWHERE: Final = _Places(-1, -1, -1, -1, -1, -1)
+"""For operations this gateway does not know."""
+
+
+def _places(call: Call) -> _Places:
+    return _PLACES.get(call.operation.number, _NOWHERE)
+
+
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
 def _used(call: Call, values: Sequence[Any]) -> tuple[bytes, int]:
     """The key and version that an answer names; else the key that the caller named by its ID."""
-    places = _places(call.operation)
+    places = _places(call)
     if values and places.key_id >= 0:
         version = values[places.key_version] if places.key_version >= 0 else 0
         return values[places.key_id], version
@@ -78,7 +85,7 @@ def _used(call: Call, values: Sequence[Any]) -> tuple[bytes, int]:
 
 def _items(call: Call, values: Sequence[Any]) -> tuple[int, int]:
     """How many items a call has, and how many of them failed."""
-    place = _places(call.operation).statuses
+    place = _places(call).statuses
     if place < 0 or not call.arguments:
         return 1, 0
     count = column_count(call.arguments[-1])
@@ -195,7 +202,7 @@ class CallRecords:
         return [record]
 
     def _context(self, call: Call) -> bytes:
-        places = _places(call.operation)
+        places = _places(call)
         if places.context < 0 or not call.arguments:
             return b""
         if places.contexts >= 0 and call.arguments[places.contexts] is not None:
