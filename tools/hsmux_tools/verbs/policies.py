@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -13,6 +13,9 @@ from ..output import record_of, show_list, show_record
 from ..settings import FILE, Settings, verb
 from ..source import pairs_of, read_input
 from .connection import connect
+
+if TYPE_CHECKING:
+    from hsmux import Policy
 
 __all__ = ["delete", "list_policies", "put", "show", "test"]
 
@@ -48,7 +51,7 @@ def put(settings: Settings, name: str, source: str) -> None:
     document = _json_of(data, source)
     with connect(settings) as client:
         made = client.put_policy(name, document, timeout_s=settings.timeout_s)
-    show_record(record_of(made), settings)
+    show_record(_without_document(made), settings)
 
 
 def _json_of(data: bytes, source: str) -> str:
@@ -69,6 +72,13 @@ def _json_of(data: bytes, source: str) -> str:
         raise Failure(f"{source}: neither JSON nor TOML: {error}", EXIT_USAGE) from None
 
 
+def _without_document(policy: "Policy") -> dict[str, Any]:
+    """A policy as a record where its document is not told."""
+    record = record_of(policy)
+    del record["document"]
+    return record
+
+
 @verb("show", "hsmux policy show orders", "hsmux policy show orders --field document")
 @click.argument("name", metavar="NAME")
 @click.pass_obj
@@ -84,9 +94,8 @@ def show(settings: Settings, name: str) -> None:
 def list_policies(settings: Settings) -> None:
     """List policies."""
     with connect(settings) as client:
-        records = [record_of(item) for item in client.list_policies(timeout_s=settings.timeout_s)]
-    for record in records:
-        del record["document"]
+        found = client.list_policies(timeout_s=settings.timeout_s)
+    records = [_without_document(policy) for policy in found]
     show_list(records, COLUMNS, settings)
 
 
@@ -100,7 +109,7 @@ def delete(settings: Settings, name: str) -> None:
     """
     with connect(settings) as client:
         gone = client.delete_policy(name, timeout_s=settings.timeout_s)
-    show_record(record_of(gone), settings)
+    show_record(_without_document(gone), settings)
 
 
 @verb(
