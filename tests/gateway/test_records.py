@@ -86,6 +86,23 @@ def test_a_record_says_who_did_what_with_which_key_and_what_decided_it(own_confi
     assert failed["context"] == ""
 
 
+def test_a_record_says_what_was_managed(own_config: Path) -> None:
+    with running_gateway(own_config) as gateway:
+        with connect(gateway.address, client_context(gateway.administrator)) as client:
+            client.call("create_access_point", "billing", "", [])
+            (key, *_) = client.call("create_client_key", "billing", None, 30)
+            client.call("revoke_client_key", key.client_key_id)
+            client.call("list_access_points", b"", 10)
+        assert gateway.stop() == 0
+    told = [(r["operation"], r["resource"]) for r in requests_in(gateway.directory / "audit")]
+    assert told == [
+        ("create_access_point", "billing"),
+        ("create_client_key", "billing"),
+        ("revoke_client_key", key.client_key_id.hex()),
+        ("list_access_points", ""),
+    ]
+
+
 def test_a_log_that_may_not_be_durable_ends_the_gateway(own_config: Path) -> None:
     library, failing = own_config.with_name("failing_sync.so"), own_config.with_name("failing")
     source = Path(__file__).parent / "store" / "failing_sync.c"

@@ -65,6 +65,19 @@ def _places(call: Call) -> _Places:
     return _PLACES.get(call.operation.number, _NOWHERE)
 
 
+_SUBJECTS: Final = ("access_point", "name", "client_key_id")
+"""First arguments that name what is managed."""
+
+
+def _resource(call: Call) -> str:
+    """What a call is about, as the caller named it."""
+    fields = call.operation.arguments
+    if fields and call.arguments and fields[0].name in _SUBJECTS:
+        subject: str | bytes = call.arguments[0]
+        return subject.hex() if isinstance(subject, bytes) else subject
+    return name_of(call)
+
+
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -146,7 +159,7 @@ class CallRecords:
             cut(call.peer_address),
             call.operation.number,
             cut(statement),
-            cut(name_of(call)),
+            cut(_resource(call)),
             *_used(call, values),
             outcome,
             self._context(call),
@@ -192,7 +205,7 @@ class CallRecords:
             cut(first.peer_address),
             first.operation.number,
             cut(statement),
-            cut(name_of(first)),
+            cut(_resource(first)),
             *used.pop(),
             self._context(first),
             sum(call.size for call in calls),
