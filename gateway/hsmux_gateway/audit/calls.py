@@ -102,8 +102,10 @@ def _items(call: Call, values: Sequence[Any]) -> tuple[int, int]:
     if place < 0 or not call.arguments:
         return 1, 0
     count = column_count(call.arguments[-1])
-    failed = unpack_u16_column(values[place]) if values else []
-    return count, sum(status != 0 for status in failed)
+    # Mostly all are done, and then nothing but zeroes stands behind the count.
+    if not values or not values[place][4:].strip(b"\0"):
+        return count, 0
+    return count, sum(status != 0 for status in unpack_u16_column(values[place]))
 
 
 def _size(values: Sequence[Any]) -> int:
