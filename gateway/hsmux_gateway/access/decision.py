@@ -26,7 +26,6 @@ from .patterns import Resource
 __all__ = [
     "DEFAULT_DENIAL",
     "OUTSIDE",
-    "OWN_PERMISSIONS",
     "CallFacts",
     "Decision",
     "decide",
@@ -34,9 +33,6 @@ __all__ = [
     "missing",
     "unknown_because",
 ]
-
-OWN_PERMISSIONS: Final[frozenset[str]] = frozenset()
-"""What every access point may do for itself unless a policy denies it."""
 
 DEFAULT_DENIAL: Final = "no statement allows it"
 OUTSIDE: Final = "the address is in no network rule of the access point"
@@ -133,8 +129,6 @@ def _decide_one(facts: CallFacts) -> Decision:
         if _holds(rule, facts):
             effect = "allowed by" if rule.is_allowing else "denied by"
             return Decision(rule.is_allowing, f"{effect} {rule.label}", depends_on, until_ms)
-    if facts.permission in OWN_PERMISSIONS:
-        return Decision(True, "an access point may do this for itself", depends_on, until_ms)
     return Decision(False, DEFAULT_DENIAL, depends_on, until_ms)
 
 
