@@ -4,6 +4,7 @@ Here a worker's answers and the pool's refusals become values and errors of the 
 The texts of errors are for operators; callers get those of `keys.hsm_keys.presented`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -76,8 +77,8 @@ def _unfinished(outcome: str) -> TokenError:
     return error(text)
 
 
-class PoolRequest(Request):
-    """A request that somebody waits for."""
+class PoolRequest(Request, ABC):
+    """A request that somebody waits for; what becomes of its jobs, each kind notes in its way."""
 
     __slots__ = ("_event",)
 
@@ -85,13 +86,13 @@ class PoolRequest(Request):
         super().__init__()
         self._event = trio.Event()
 
+    @abstractmethod
     def deliver(self, job: Job, answer: Answer, start: int, stop: int) -> None:
         """Items `start` to `stop` of a worker's answer are a job's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self, job: Job, outcome: str) -> None:
         """A job ends without an answer."""
-        raise NotImplementedError
 
     def settle(self) -> None:
         """Wake the caller if no job is open any more."""
