@@ -105,7 +105,12 @@ class Gateway:
         self.base = base
         self.catalog = Catalog()
         self.writer = StoreWriter(base.store)
-        self.effects = Effects(base.store, self.writer, self.catalog)
+        self._rules = AccessRules(self.catalog)
+        self._identities = Identities(
+            self.catalog, self._rules, config.store.stale_s, self._refresh
+        )
+        permits = Permits(self._identities)
+        self.effects = Effects(base.store, self.writer, self.catalog, permits)
         self.metrics = Metrics()
         self.journal, self.checkpoints = _open_log(base, sealer, log_requests)
         self._records = CallRecords(_context_mac(base, sealer))
@@ -121,11 +126,6 @@ class Gateway:
         self._certificate: x509.Certificate | None = None
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
-        self._rules = AccessRules(self.catalog)
-        self._identities = Identities(
-            self.catalog, self._rules, config.store.stale_s, self.effects.refresh
-        )
-        self.effects.permits = Permits(self._identities)
         self._counters = UseCounters(self._lease_uses)
         self._threads_queue = FairBudget(THREAD_QUEUE_MAX)
         self._token_name = config.root.token or next(iter(config.hsm), None)
@@ -226,6 +226,10 @@ class Gateway:
         context = make_server_context(certificate, private_key, ca)
         self._certificate = x509.load_pem_x509_certificate(certificate.read_bytes())
         return context
+
+    async def _refresh(self) -> None:
+        # Who is asking is known before what is changed can be: the two know each other.
+        await self.effects.refresh()
 
     async def _lease_uses(self, key_id: bytes, version: int, amount: int, tenant: bytes) -> int:
         return await self.effects.write(

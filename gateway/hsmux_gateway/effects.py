@@ -121,16 +121,16 @@ class Effects:
         store: Read through `read_limiter`.
         writer: Groups writes.
         catalog: Brought up to date after every change.
-
-    Attributes:
-        permits: Asked before every change of a call; None: nobody is.
+        permits: Asked before every change of a call.
     """
 
-    def __init__(self, store: Store, writer: StoreWriter, catalog: Catalog) -> None:
+    def __init__(
+        self, store: Store, writer: StoreWriter, catalog: Catalog, permits: Permits
+    ) -> None:
         self._store = store
         self._writer = writer
         self._catalog = catalog
-        self.permits: Permits | None = None
+        self._permits = permits
         self._limiter = trio.CapacityLimiter(1)
         self._recalling = FairThreads(1, FairBudget(READS_MAX))
         self._refreshing = trio.Lock()
@@ -177,17 +177,14 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
-        tenant, permits = call.principal.access_point_id, self.permits
-        if permits is None:
-            return await self._write(work, tenant, is_own=False)
-        permits.require(call)
+        self._permits.require(call)
         since = self._catalog.revision
 
         def permitted(transaction: Transaction) -> T:
-            permits.require_unchanged(transaction, call, since)
+            self._permits.require_unchanged(transaction, call, since)
             return work(transaction)
 
-        return await self._write(permitted, tenant, is_own=False)
+        return await self._write(permitted, call.principal.access_point_id, is_own=False)
 
     async def write(self, work: Callable[[Transaction], T], *, tenant: bytes = SYSTEM_TENANT) -> T:
         """Do a work of the gateway's own, and bring the catalogue up to date.
