@@ -48,4 +48,10 @@ class Call(NamedTuple):
     options: dict[str, Any]
     deadline: float
     reference: str
+
+    @property
+    def peer_host(self) -> str:
+        """The caller's IP address, without its port."""
+        return self.peer_address.rpartition(":")[0].strip("[]")
+
     size: int = 0

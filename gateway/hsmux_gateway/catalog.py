@@ -35,13 +35,18 @@ from .store.rows import (
 )
 from .store.store import Changes
 
-__all__ = ["Catalog", "Ordered"]
+__all__ = ["Catalog", "Ordered", "next_page"]
 
 USABLE_STATES: Final = frozenset({"Enabled"})
 """Key states in which cryptographic operations are allowed."""
 
 DERIVED_MAX: Final = 4096
 """Keys of which something derived is kept."""
+
+
+def next_page(found: list[bytes], limit: int) -> bytes:
+    """Where the page behind these identifiers begins; empty: there is none."""
+    return found[-1] if len(found) == limit else b""
 
 
 Named = TypeVar("Named", PolicyRow, NetworkRuleRow)

@@ -23,7 +23,7 @@ from hsmux_protocol.references import (
 )
 
 from ..call import Call
-from ..catalog import Catalog
+from ..catalog import Catalog, next_page
 from ..effects import Effects
 from ..fairness import FairThreads
 from ..hsm.errors import TokenError
@@ -142,7 +142,7 @@ class AdministrationService:
         """A page of access points."""
         found = self._catalog.access_point_order.after(page, limit)
         rows = [self._catalog.access_points[identifier] for identifier in found]
-        return [[_access_point_record(row) for row in rows], _next_page(found, limit)]
+        return [[_access_point_record(row) for row in rows], next_page(found, limit)]
 
     async def show_access_point(self, call: Call, access_point: str) -> list[Any]:
         """One access point."""
@@ -165,9 +165,11 @@ class AdministrationService:
 
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
-            counts = self._safeguards.may_administer(transaction, row.access_point_id)
+            # Other words take nothing from anybody.
+            counts = False
             if any(moved) or state is not None:
-                self._safeguards.refuse_own(transaction, call, row.access_point_id)
+                self._safeguards.refuse_own(call, row.access_point_id)
+                counts = self._safeguards.may_administer(transaction, row)
             require_policies(transaction, add_policies)
             require_network_rules(transaction, add_network_rules)
             changed = msgspec.structs.replace(
@@ -190,8 +192,8 @@ class AdministrationService:
 
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
-            self._safeguards.refuse_own(transaction, call, row.access_point_id)
-            counts = self._safeguards.may_administer(transaction, row.access_point_id)
+            self._safeguards.refuse_own(call, row.access_point_id)
+            counts = self._safeguards.may_administer(transaction, row)
             gone = msgspec.structs.replace(row, state="Deleted", policies="", network_rules="")
             stored = transaction.update(gone)
             if counts:
@@ -259,7 +261,7 @@ class AdministrationService:
         """A page of client keys."""
         found = self._catalog.client_key_order.after(page, limit)
         rows = [self._catalog.client_keys[identifier] for identifier in found]
-        return [[self._client_key_record(row) for row in rows], _next_page(found, limit)]
+        return [[self._client_key_record(row) for row in rows], next_page(found, limit)]
 
     async def show_client_key(self, call: Call, client_key_id: bytes) -> list[Any]:
         """One client key."""
@@ -290,7 +292,8 @@ class AdministrationService:
                 raise NotFound("there is no such client key")
             if row.state != "Revoked":
                 row = transaction.update(msgspec.structs.replace(row, state="Revoked"))
-                if self._safeguards.may_administer(transaction, row.access_point_id):
+                owner = transaction.get(AccessPointRow, row.access_point_id)
+                if self._safeguards.may_administer(transaction, owner):
                     self._safeguards.keep_administrator(transaction, call)
             return [self._client_key_record(row)]
 
@@ -315,7 +318,3 @@ def _requested_key(csr: bytes) -> CertificatePublicKeyTypes:
         return check_request(csr).public_key()
     except ValueError as error:
         raise InvalidArgument(f"csr: {error}") from None
-
-
-def _next_page(found: list[bytes], limit: int) -> bytes:
-    return found[-1] if len(found) == limit else b""

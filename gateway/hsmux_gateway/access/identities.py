@@ -119,8 +119,7 @@ class Identities:
             needs |= grants.needs(further, None)
         address, is_inside = "", True
         if point.network_rules or "network" in needs:
-            # The peer's port follows its address.
-            address = call.peer_address.rpartition(":")[0].strip("[]")
+            address = call.peer_host
             is_inside = self._rules.comes_from_inside(principal.access_point_id, address)
         return CallFacts(
             is_enabled,

@@ -14,7 +14,7 @@ from hsmux_protocol.records import NetworkRuleRecord, PolicyRecord
 from hsmux_protocol.references import KeyReference
 
 from ..call import Call
-from ..catalog import Catalog
+from ..catalog import Catalog, next_page
 from ..effects import Effects
 from ..store.rows import AccessPointRow, NetworkRuleRow, PolicyRow
 from ..store.transaction import Reader, Transaction
@@ -99,7 +99,7 @@ class PolicyService:
         """A page of policies, without their documents."""
         found = self._catalog.policy_order.after(page, limit)
         records = [self._policy_record(self._catalog.policies[name.decode()]) for name in found]
-        return [records, found[-1] if len(found) == limit else b""]
+        return [records, next_page(found, limit)]
 
     async def delete_policy(self, call: Call, name: str) -> list[Any]:
         """Remove a policy that no access point has."""

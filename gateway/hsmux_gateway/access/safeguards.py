@@ -51,9 +51,8 @@ class Safeguards:
             "make another administrator first"
         )
 
-    def may_administer(self, reader: Reader, access_point_id: bytes) -> bool:
+    def may_administer(self, reader: Reader, row: AccessPointRow | None) -> bool:
         """Whether an access point could be an administrator, wherever it is and whenever."""
-        row = reader.get(AccessPointRow, access_point_id)
         if row is None or not row.policies:
             return False
         grants, _ = _grants(reader, row)
@@ -61,7 +60,7 @@ class Safeguards:
             any(rule.is_allowing for rule in grants.all_rules(name)) for name in ADMINISTRATION
         )
 
-    def refuse_own(self, reader: Reader, call: Call, access_point_id: bytes) -> None:
+    def refuse_own(self, call: Call, access_point_id: bytes) -> None:
         """Refuse a change of what the caller's own access point may do.
 
         Raises:
@@ -111,7 +110,6 @@ class Safeguards:
         now_ms = time.time_ns() // 1_000_000
         until_ms = self._accepted_until_ms(reader, row.access_point_id, now_ms)
         grants, networks = _grants(reader, row)
-        address = call.peer_address.rpartition(":")[0].strip("[]")
         facts = CallFacts(
             True,
             until_ms > now_ms,
@@ -119,8 +117,8 @@ class Safeguards:
             now_ms,
             "",
             grants=grants,
-            is_inside=not networks or any(one.contain(address) for one in networks),
-            peer_address=address,
+            is_inside=not networks or any(one.contain(call.peer_host) for one in networks),
+            peer_address=call.peer_host,
         )
         found = [decide(facts._replace(permission=name)) for name in ADMINISTRATION]
         # What ends by itself does not keep anybody.
