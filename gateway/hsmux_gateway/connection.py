@@ -76,6 +76,7 @@ from .answers import Answers
 from .audit.segments import RecordError
 from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Outcome, Principal
+from .clock import now_ms
 from .config import Limits
 from .engine import Engine, NotRecorded
 from .fairness import SLICE_NS, FairBudget, Turns
@@ -257,8 +258,8 @@ class Connection:
         if not self.was_welcomed and kind in REFUSALS:
             # Nobody is known yet, so it is counted and not written one by one.
             source = self._peer_address.rpartition(":")[0]
-            now_ms = time.time_ns() // 1_000_000
-            self._facts.engine.journal.floods.count(source, kind, now_ms)
+            at_ms = now_ms()
+            self._facts.engine.journal.floods.count(source, kind, at_ms)
         return reason
 
     async def _serve_open(self) -> None:

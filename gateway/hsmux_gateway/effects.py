@@ -35,6 +35,7 @@ from hsmux_protocol.fields import read_fields, write_fields
 
 from .call import Call
 from .catalog import Catalog
+from .clock import now_ms
 from .engine import arguments_hash
 from .errors import EXIT_AGAIN, OperatorError
 from .fairness import SYSTEM_TENANT, FairBudget, FairThreads
@@ -165,7 +166,7 @@ class Effects:
             memory: bytes = NOT_REPEATABLE + secret_of.encode()
             if not secret_of:
                 memory = msgpack.packb(write_fields(call.operation.results, tuple(values)))
-            at_ms = time.time_ns() // 1_000_000
+            at_ms = now_ms()
             transaction.remember(access_point_id, name, token, hashed, memory, now_ms=at_ms)
             return values
 
@@ -255,7 +256,7 @@ class Effects:
         Raises:
             HsmuxError: The store is away.
         """
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = now_ms()
         while await self.write(lambda transaction: transaction.purge_idempotency(at_ms)):
             pass
 

@@ -9,7 +9,6 @@ becomes an `OperatorError`.
 import ctypes
 import os
 import resource
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import trio
 import hsmux_native
 from hsmux_native import Arena
 
+from .clock import now_ms
 from .config import Config, Hsm
 from .config_files import check_guarded
 from .errors import EXIT_AGAIN, EXIT_OPERATOR, OperatorError, first_of
@@ -94,9 +94,7 @@ def _close_memory() -> None:
 
 def _create_store(url: str) -> Store:
     """The store at a URL, made if there is none yet."""
-    return Store.create(
-        url, deployment_id=os.urandom(16), created_at_ms=time.time_ns() // 1_000_000
-    )
+    return Store.create(url, deployment_id=os.urandom(16), created_at_ms=now_ms())
 
 
 def _make_arena(config: Config) -> Arena:

@@ -41,6 +41,7 @@ from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
 from .access.identities import spki_sha256
 from .access.policy import Policy, format_policy
 from .authority_key import DeploymentAuthority, sealed_material, token_private_key
+from .clock import now_ms
 from .config import Config
 from .errors import OperatorError
 from .hsm.errors import TokenError, Unsupported
@@ -116,15 +117,11 @@ async def _write(store: Store, rows: list[Row]) -> None:
     await trio.to_thread.run_sync(store.write, work)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 async def _intend(store: Store, token: Token, kind: str, spec: str) -> tuple[IntentRow, bool]:
     """The intent for one of the deployment's own keys, and whether an earlier run left it."""
 
     def work(transaction: Transaction) -> tuple[IntentRow, bool]:
-        at_ms = _now_ms()
+        at_ms = now_ms()
         until_ms = at_ms + INTENT_LEASE_MS
         found = transaction.select(IntentRow, kind=kind, token=token.name)
         if found:
@@ -201,7 +198,7 @@ async def unlock(
 async def _make_root(
     config: Config, arena: Arena, tokens: dict[str, Token], store: Store
 ) -> tuple[Root, IntentRow | None]:
-    at_ms = _now_ms()
+    at_ms = now_ms()
     if config.root.file:
         path = Path(config.root.file)
         FileRoot.make_file(path)
@@ -281,7 +278,7 @@ async def _make_wrapping_key(config: Config, tokens: dict[str, Token], store: St
         material=b"",
         proof=made.proof,
         state="active",
-        created_at_ms=_now_ms(),
+        created_at_ms=now_ms(),
     )
     await _keep_own(store, row, intent)
     return True
@@ -353,7 +350,7 @@ async def _make_signing_key(
         material=material,
         proof=b"",
         state="active",
-        created_at_ms=_now_ms(),
+        created_at_ms=now_ms(),
     )
     return key, row, intent
 
@@ -477,7 +474,7 @@ async def _make_administrator(
     ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
     write_file(paths.ca, ca_pem, mode=0o644)
     if found is None:
-        at_ms, description = _now_ms(), "the first administrator, made by init"
+        at_ms, description = now_ms(), "the first administrator, made by init"
         granted = PolicyRow(ADMINISTRATOR, format_policy(wanted.policy), at_ms)
         row = AccessPointRow(
             os.urandom(16), ADMINISTRATOR, description, "Enabled", granted.name, "", at_ms
@@ -498,7 +495,7 @@ async def _make_administrator(
 def _restore_administrator(policy: Policy, transaction: Transaction) -> None:
     """Make the first administrator what it was: enabled, with its policy, from anywhere."""
     for point in transaction.select(AccessPointRow, name=ADMINISTRATOR):
-        granted = PolicyRow(ADMINISTRATOR, format_policy(policy), _now_ms())
+        granted = PolicyRow(ADMINISTRATOR, format_policy(policy), now_ms())
         found = transaction.get(PolicyRow, ADMINISTRATOR)
         if found is None:
             transaction.insert(granted)

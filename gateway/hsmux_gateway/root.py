@@ -20,6 +20,7 @@ import msgpack
 
 from hsmux_native import Arena, InvalidTag
 
+from .clock import now_ms
 from .errors import OperatorError
 from .hsm.errors import TokenError
 from .hsm.token import HsmKey, Token
@@ -183,7 +184,7 @@ async def make_kek(arena: Arena, root: Root, store: Store) -> tuple[ArenaSealer,
     kek_id = os.urandom(16)
     bound_to = _bound_to(store.deployment_id, kek_id, root.row.root_id)
     sealed = await root.seal(slot, bound_to)
-    at_ms = time.time_ns() // 1_000_000
+    at_ms = now_ms()
     rows: list[Row] = [
         root.row,
         KekRow(kek_id, "active", at_ms),

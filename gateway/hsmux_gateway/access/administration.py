@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import time
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +23,7 @@ from hsmux_protocol.references import (
 
 from ..call import Call
 from ..catalog import Catalog, next_page
+from ..clock import now_ms
 from ..effects import Effects
 from ..fairness import FairThreads
 from ..hsm.errors import TokenError
@@ -59,7 +59,7 @@ def client_key_row(certificate: x509.Certificate, access_point_id: bytes) -> Cli
         not_before_ms=int(certificate.not_valid_before_utc.timestamp() * 1000),
         not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         state="Enabled",
-        created_at_ms=time.time_ns() // 1_000_000,
+        created_at_ms=now_ms(),
     )
 
 
@@ -128,7 +128,7 @@ class AdministrationService:
             check_access_point_name(name)
         except ValueError as error:
             raise InvalidArgument(f"name: {error}") from None
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = now_ms()
         names = _changed_names("policies", "", policies, [])
         row = AccessPointRow(os.urandom(16), name, description, "Enabled", names, "", at_ms)
 

@@ -1,7 +1,6 @@
 """The operations on policies and network rules."""
 
 import ipaddress
-import time
 from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
@@ -15,6 +14,7 @@ from hsmux_protocol.references import KeyReference
 
 from ..call import Call
 from ..catalog import Catalog, next_page
+from ..clock import now_ms
 from ..effects import Effects
 from ..store.rows import AccessPointRow, NetworkRuleRow, PolicyRow
 from ..store.transaction import Reader, Transaction
@@ -78,7 +78,7 @@ class PolicyService:
             policy = parse_policy(document)
         except PolicyError as error:
             raise InvalidArgument(f"document: {error}") from None
-        row = PolicyRow(name, format_policy(policy), _now_ms())
+        row = PolicyRow(name, format_policy(policy), now_ms())
 
         def effect(transaction: Transaction) -> list[Any]:
             self._safeguards.refuse_own_policy(transaction, call, name)
@@ -110,7 +110,7 @@ class PolicyService:
             if stored is None or not stored.document:
                 raise _no_policy(name)
             _refuse_used(f"policy {name}", _owners(transaction, name))
-            gone = msgspec.structs.replace(stored, document="", updated_at_ms=_now_ms())
+            gone = msgspec.structs.replace(stored, document="", updated_at_ms=now_ms())
             transaction.update(gone)
             return [self._policy_record(row)]
 
@@ -153,7 +153,7 @@ class PolicyService:
             row.state == "Enabled",
             True,
             FOREVER_MS,
-            _now_ms(),
+            now_ms(),
             permission,
             named,
             NAMING if gives_names else (),
@@ -175,7 +175,7 @@ class PolicyService:
             texts = parse_networks(networks)
         except ValueError as error:
             raise InvalidArgument(f"networks: {error}") from None
-        row = NetworkRuleRow(name, "\n".join(texts), _now_ms())
+        row = NetworkRuleRow(name, "\n".join(texts), now_ms())
 
         def effect(transaction: Transaction) -> list[Any]:
             self._safeguards.refuse_own_network_rule(transaction, call, name)
@@ -214,7 +214,7 @@ class PolicyService:
             if stored is None or not stored.networks:
                 raise _no_network_rule(name)
             _refuse_used(f"network rule {name}", _dependents(transaction, name))
-            gone = msgspec.structs.replace(stored, networks="", updated_at_ms=_now_ms())
+            gone = msgspec.structs.replace(stored, networks="", updated_at_ms=now_ms())
             transaction.update(gone)
             return [_network_rule_record(stored)]
 
@@ -250,10 +250,6 @@ def _no_policy(name: str) -> NotFound:
 def _no_network_rule(name: str) -> NotFound:
     """What is said where a network rule is not there."""
     return NotFound(f"there is no network rule {name}")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _put(transaction: Transaction, found: Named | None, row: Named) -> Named:

@@ -4,7 +4,6 @@ Both are looked at inside the transaction of the change, over the rows as it lea
 changes at the same time cannot do together what neither may alone.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +11,7 @@ from hsmux_protocol.errors import Conflict, Denied
 
 from ..call import Call
 from ..catalog import Catalog
+from ..clock import now_ms
 from ..store.rows import AccessPointRow, ClientKeyRow, NetworkRuleRow, PolicyRow
 from ..store.transaction import Reader
 from .decision import CallFacts, decide
@@ -107,14 +107,14 @@ class Safeguards:
     def _administers(self, reader: Reader, row: AccessPointRow, call: Call) -> bool:
         if row.state != "Enabled" or not row.policies:
             return False
-        now_ms = time.time_ns() // 1_000_000
-        until_ms = self._accepted_until_ms(reader, row.access_point_id, now_ms)
+        at_ms = now_ms()
+        until_ms = self._accepted_until_ms(reader, row.access_point_id, at_ms)
         grants, networks = _grants(reader, row)
         facts = CallFacts(
             True,
-            until_ms > now_ms,
+            until_ms > at_ms,
             until_ms,
-            now_ms,
+            at_ms,
             "",
             grants=grants,
             is_inside=not networks or any(one.contain(call.peer_host) for one in networks),
@@ -124,11 +124,11 @@ class Safeguards:
         # What ends by itself does not keep anybody.
         return all(decision.allowed and "time" not in decision.depends_on for decision in found)
 
-    def _accepted_until_ms(self, reader: Reader, access_point_id: bytes, now_ms: int) -> int:
+    def _accepted_until_ms(self, reader: Reader, access_point_id: bytes, at_ms: int) -> int:
         """The end of a client key of an access point that is accepted; 0: there is none."""
         for client_key_id in tuple(self._catalog.client_keys_of.get(access_point_id, ())):
             key = reader.get(ClientKeyRow, client_key_id)
-            if key is not None and key.state == "Enabled" and key.not_after_ms > now_ms:
+            if key is not None and key.state == "Enabled" and key.not_after_ms > at_ms:
                 return key.not_after_ms
         return 0
 

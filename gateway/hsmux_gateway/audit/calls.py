@@ -9,7 +9,6 @@ Calls of a run that were all done with one key version become one record if thei
 each other without a gap, so that each is still found by its own; otherwise each has its record.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +19,7 @@ from hsmux_protocol.references import KeyReference
 
 from ..access.asked import name_of
 from ..call import Call
+from ..clock import now_ms
 from .records import DONE, AnyRecord, Request, Run, cut
 
 __all__ = ["CONTEXT_HASH_SIZE", "CallRecords"]
@@ -76,10 +76,6 @@ def _resource(call: Call) -> str:
         subject: str | bytes = call.arguments[0]
         return subject.hex() if isinstance(subject, bytes) else subject
     return name_of(call)
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def _used(call: Call, values: Sequence[Any]) -> tuple[bytes, int]:
@@ -153,7 +149,7 @@ class CallRecords:
         principal = call.principal
         items, items_failed = _items(call, values)
         return Request(
-            _now_ms(),
+            now_ms(),
             call.reference,
             cut(principal.access_point),
             principal.access_point_id,
@@ -197,7 +193,7 @@ class CallRecords:
             ]
         principal = first.principal
         record = Run(
-            _now_ms(),
+            now_ms(),
             first.reference,
             last.reference,
             len(calls),

@@ -30,6 +30,7 @@ from typing import Final
 import msgspec
 import trio
 
+from ..clock import now_ms
 from ..log_sink import LogSink
 from .chain import FRAME_OVERHEAD
 from .floods import Floods
@@ -48,10 +49,6 @@ CLOCK_JUMP_MS: Final = 60_000
 """Milliseconds by which the wall clock has to leave the monotonic one to be recorded."""
 
 _encode_line: Final = msgspec.json.Encoder().encode
-
-
-def _wall_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class Journal:
@@ -81,7 +78,7 @@ class Journal:
         software: str = "",
         libraries: str = "",
         log: LogSink | None = None,
-        wall_ms: Callable[[], int] = _wall_ms,
+        wall_ms: Callable[[], int] = now_ms,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._chain = chain

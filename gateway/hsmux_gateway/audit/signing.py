@@ -6,7 +6,6 @@ shorter by somebody. While the key is away, records are written all the same, an
 holds them too.
 """
 
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +14,7 @@ import trio
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ..clock import now_ms
 from ..hsm.errors import TokenError
 from .checkpoints import CheckpointFile, sealed_note
 from .journal import Journal
@@ -69,7 +69,7 @@ class CheckpointSigner:
             log.warning("no checkpoint of the audit log this time", error=str(error))
 
     def _sign(self, end: ChainEnd) -> None:
-        at_ms = time.time_ns() // 1_000_000
+        at_ms = now_ms()
         text = self._file.text(self._deployment, at_ms, {self._journal.chain.chain: end})
         key = self._open_key()
         der = key.sign(text, ec.ECDSA(hashes.SHA256()))

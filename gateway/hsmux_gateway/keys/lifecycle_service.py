@@ -13,7 +13,6 @@ creation that was so slow that its intent was taken over finds that out in step 
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -29,6 +28,7 @@ from hsmux_protocol.references import KeyReference, check_alias
 
 from ..call import Call
 from ..catalog import Catalog
+from ..clock import now_ms
 from ..effects import Effects
 from ..fairness import FairThreads
 from ..store.rows import AliasRow, IntentRow, KeyRow, KeyVersionRow
@@ -50,11 +50,6 @@ PAGE_ELEMENTS_MAX: Final = ELEMENTS_MAX - 256
 
 PAGE_SIZE_MAX: Final = 512 * 1024
 """Bytes of descriptions, tags and aliases of one page of keys, roughly."""
-
-
-def now_ms() -> int:
-    """The wall clock in milliseconds since 1970 UTC."""
-    return time.time_ns() // 1_000_000
 
 
 def key_record(catalog: Catalog, row: KeyRow) -> KeyRecord:

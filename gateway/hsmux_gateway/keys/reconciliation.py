@@ -16,13 +16,14 @@ from typing import Final
 import structlog
 
 from ..catalog import Catalog
+from ..clock import now_ms
 from ..effects import Effects
 from ..hsm.errors import KeyMissing, KeyQuarantined, TokenError
 from ..hsm.token import HsmKey, Token
 from ..store.rows import GatewayKeyRow, IntentRow, RootRow
 from ..store.transaction import Reader, Transaction
 from .hsm_keys import HsmKeys, gateway_hsm_key
-from .lifecycle_service import INTENT_LEASE_MS, now_ms
+from .lifecycle_service import INTENT_LEASE_MS
 
 __all__ = ["Reconciliation"]
 
