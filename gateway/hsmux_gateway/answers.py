@@ -96,13 +96,13 @@ class Answers:
             self._flushing = False
 
     async def _send(self, data: memoryview) -> None:
-        with trio.fail_after(self._send_timeout_s) as scope:
-            while data:
-                piece, data = data[:PIECE_SIZE], data[PIECE_SIZE:]
-                await self._tls.send_all(piece)
-                self.size -= len(piece)
-                self._moved.set()
-                scope.deadline = trio.current_time() + self._send_timeout_s
+        while data:
+            piece, data = data[:PIECE_SIZE], data[PIECE_SIZE:]
+            if not self._tls.try_send(piece):
+                with trio.fail_after(self._send_timeout_s):
+                    await self._tls.flush()
+            self.size -= len(piece)
+            self._moved.set()
 
     async def drain(self, size: int = 0) -> None:
         """Flush, or wait for whoever flushes, until at most `size` bytes are left."""

@@ -59,6 +59,15 @@ class BufferLease:
             self._leased += more
         return True
 
+    def try_extend_in_turn(self, size: int) -> bool:
+        """Make room for `size` bytes in all, unless others of the tenant wait; whether there is."""
+        more = size - OWN_SIZE - self._leased
+        if more > 0:
+            if not self._budget.try_take_in_turn(self._tenant, more):
+                return False
+            self._leased += more
+        return True
+
     async def extend(self, size: int) -> None:
         """Make room for `size` bytes in all, and wait for it."""
         while (more := size - OWN_SIZE - self._leased) > 0:
@@ -123,23 +132,33 @@ class ConnectionBuffers:
         """It has its answer."""
         self._in_work -= size
 
-    async def make_room(self) -> int:
-        """Bytes to read now: what fits the own memory, or what a large frame needs; waits for it.
+    def room(self) -> int:
+        """Bytes to read now: what fits the own memory, or what a large frame needs.
 
-        A frame has leave for all it needs or for none of it.
+        A frame has leave for all it needs or for none of it: 0, and `make_room` waits for it.
         """
         if not self._coming:
             size = self.size
             if OWN_SIZE - size >= READ_SIZE_MIN:
                 return OWN_SIZE - size
-            missing = self._protocol.missing_size
-            frame_size = self._protocol.buffered_size + missing if missing else 0
-            needed = max(missing, READ_SIZE_MIN)
-            answer = min(ANSWER_GROWTH * frame_size, FRAME_SIZE_MAX)
-            await self._lease.extend(size + needed + answer)
+            needed, answer = self._missing()
+            if not self._lease.try_extend_in_turn(size + needed + answer):
+                return 0
             self._coming, self._answer = needed, answer
         # TLS adds bytes of its own to what it carries.
         return min(self._coming + READ_SIZE_MIN, RECEIVE_SIZE)
+
+    async def make_room(self) -> int:
+        """As `room`, when there is some."""
+        while not (room := self.room()):
+            await self._lease.extend(self.size + sum(self._missing()))
+        return room
+
+    def _missing(self) -> tuple[int, int]:
+        """Bytes a large frame still brings, and bytes of its answer."""
+        missing = self._protocol.missing_size
+        frame_size = self._protocol.buffered_size + missing if missing else 0
+        return max(missing, READ_SIZE_MIN), min(ANSWER_GROWTH * frame_size, FRAME_SIZE_MAX)
 
     def came(self, size: int) -> None:
         """So many bytes of it came."""

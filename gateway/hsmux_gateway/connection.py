@@ -381,24 +381,31 @@ class Connection:
 
     async def _receive(self) -> bytes | None:
         """What comes next; None if there is something else to look at first."""
-        with trio.CancelScope() as self._receiving:
-            if self._unauthenticated or self._is_over:
-                return None
-            began = trio.current_time()
-            size = await self._buffers.make_room()
-            if self._frame_began is not None:
-                self._frame_began += trio.current_time() - began
-            self._receiving.deadline = self._receive_deadline()
+        size = self._buffers.room() or await self._make_room()
+        if not size:
+            return None
+        with trio.CancelScope(deadline=self._receive_deadline()) as self._receiving:
             data = b""
             while not (data or self._tls.is_over):
                 await self._tls.wait(size)
-                data = await self._decrypt()
+                now = self._tls.try_decrypt()
+                data = await self._decrypt() if now is None else now
             self._buffers.came(len(data))
             return data
         is_late = trio.current_time() >= self._receiving.deadline
         if is_late and (self._protocol.buffered_size or not self._protocol.open_ids):
             raise trio.TooSlowError
         return None
+
+    async def _make_room(self) -> int:
+        """Wait for leave to read; the peer's time does not run. 0: there is something else."""
+        began, size = trio.current_time(), 0
+        with trio.CancelScope() as self._receiving:
+            size = await self._buffers.make_room()
+        if self._frame_began is not None:
+            self._frame_began += trio.current_time() - began
+        # Whoever cancels may come when there is room already.
+        return 0 if self._receiving.cancel_called else size
 
     async def _decrypt(self) -> bytes:
         """What came, decrypted; the peer's time does not run while it waits for its turn."""
@@ -423,16 +430,19 @@ class Connection:
     async def _take_frames(self, nursery: trio.Nursery) -> None:
         """Decode and dispatch every whole frame that was received, slice by slice."""
         tenant = self._principal.access_point_id
-        is_more = True
+        is_more, rested = True, time.perf_counter_ns()
         while is_more and not self._unauthenticated:
             await self._wait_for_room()
             await self._facts.turns.take(tenant)
             began = time.perf_counter_ns()
             is_more = await self._take_slice(nursery, began + SLICE_NS)
-            self._facts.turns.spend(tenant, time.perf_counter_ns() - began)
+            ended = time.perf_counter_ns()
+            self._facts.turns.spend(tenant, ended - began)
             if is_more:
                 await self._answers.flush()
+            if is_more and ended - rested >= SLICE_NS:
                 await trio.lowlevel.checkpoint()
+                rested = time.perf_counter_ns()
 
     async def _take_slice(self, nursery: trio.Nursery, until_ns: int) -> bool:
         """Take frames until the time is over or there is no room; whether there may be more.

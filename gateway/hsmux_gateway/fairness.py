@@ -15,9 +15,10 @@ tenant, and the tenants take turns.
 
 `Turns` shares the event loop. Work that waits for nothing is done by the connection's own task, in
 slices; a tenant that has used `QUANTUM_NS` parks its further connections until everybody else who
-could run has run once. Time used beyond the quantum is a debt that later rounds pay off, so one
-long call does not buy more than many short ones. Nothing parks while a tenant stays below its
-quantum, which is the usual case and costs one comparison.
+could run has run once. The first to park only lets everybody run and then begins the round itself,
+so a tenant that is alone is not kept waiting by a second task. Time used beyond the quantum is a
+debt that later rounds pay off, so one long call does not buy more than many short ones. Nothing
+parks while a tenant stays below its quantum, which is the usual case and costs one comparison.
 
 The queue is one structure for both: tenants in turn, first in first out within one.
 """
@@ -138,9 +139,13 @@ class FairBudget:
         self.used += amount
         return True
 
+    def try_take_in_turn(self, tenant: bytes, amount: int) -> bool:
+        """Take an amount if nobody of the tenant waits for some; whether it was taken."""
+        return not self._waiting.waits(tenant) and self.try_take(tenant, amount)
+
     async def wait_take(self, tenant: bytes, amount: int) -> None:
         """Take an amount, and wait for it behind those of the tenant that wait already."""
-        if not self._waiting.waits(tenant) and self.try_take(tenant, amount):
+        if self.try_take_in_turn(tenant, amount):
             return
         item = (amount, trio.Event())
         self._waiting.put(tenant, item)
@@ -241,14 +246,23 @@ class Turns:
         self._used_ns: dict[bytes, int] = {}
         self._parked: FairQueue[trio.Event] = FairQueue()
         self._anybody = trio.Event()
+        self._is_ending = False
 
     def __repr__(self) -> str:
         return f"Turns({len(self._parked)} parked)"
 
+    def is_turn(self, tenant: bytes) -> bool:
+        """Whether the tenant may go on at once, as it usually may."""
+        return self._used_ns.get(tenant, 0) < self._quantum_ns and not self._parked.waits(tenant)
+
     async def take(self, tenant: bytes) -> None:
         """Return when it is the tenant's turn, usually at once and without a checkpoint."""
-        if self._used_ns.get(tenant, 0) < self._quantum_ns and not self._parked.waits(tenant):
+        if self.is_turn(tenant):
             return
+        if not self._parked and not self._is_ending:
+            await self._end_round()
+            if self.is_turn(tenant):
+                return
         event = trio.Event()
         self._parked.put(tenant, event)
         self._anybody.set()
@@ -289,6 +303,16 @@ class Turns:
                 await self._anybody.wait()
             # Everybody who can run does so before this task goes on.
             await trio.lowlevel.checkpoint()
+            self._begin_round()
+
+    async def _end_round(self) -> None:
+        """Let everybody else who can run do so, and begin a round unless somebody parked."""
+        self._is_ending = True
+        try:
+            await trio.lowlevel.checkpoint()
+        finally:
+            self._is_ending = False
+        if not self._parked:
             self._begin_round()
 
     def _begin_round(self) -> None:

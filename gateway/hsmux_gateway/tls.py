@@ -16,11 +16,12 @@ at once; decrypting and handshakes are done in turns of the tenant (see `fairnes
 that have not said who they are are one tenant; and a peer whose records carry nothing too often is
 closed (`TlsWaste`), as is one whose handshake is longer than any certificate makes it.
 
-Order on the wire: whoever wants to send takes `_send_lock`, empties the outgoing BIO and sends it
-to the end. Reading can produce bytes too (the answers to key updates), and goes the same way;
-nothing more is read until they have left, and a peer that does not take them for `send_timeout_s`
-is too slow. A send that is cancelled half-way has left a torn record, so the stream is marked
-broken and refuses everything after.
+Order on the wire: what OpenSSL has made leaves at once as far as the socket takes it, which is
+usually all of it. Whoever has to wait for the rest takes `_send_lock`; while somebody has it or
+something is left (`_unsent`), nobody else sends. Reading can produce bytes too (the answers to key
+updates), and goes the same way; nothing more is read until they have left, and a peer that does not
+take them for `send_timeout_s` is too slow. A send that is cancelled half-way has left a torn
+record, so the stream is marked broken and refuses everything after.
 
 What OpenSSL decides ends in an alert on the wire: a chain that does not lead to the CA, a
 certificate that is expired, not for clients, self-signed or missing. In TLS 1.3 the client may
@@ -183,6 +184,7 @@ class TlsStream:
         self._turns = turns
         self._send_timeout_s = send_timeout_s
         self._send_lock = trio.Lock()
+        self._unsent = memoryview(b"")
         self._borders = RecordBorders()
         self._encrypted = memoryview(b"")
         self._decrypted: list[bytes] = []
@@ -201,7 +203,7 @@ class TlsStream:
         """
         size = 0
         while not await self._in_turn(self._shake):
-            await self._flush()
+            await self.flush()
             if self._encrypted:
                 self._feed(self._encrypted)
                 await trio.lowlevel.checkpoint()
@@ -212,7 +214,7 @@ class TlsStream:
             if size > HANDSHAKE_SIZE_MAX:
                 raise TlsWaste("a handshake longer than any")
         self._records = 0
-        await self._flush()
+        await self.flush()
         if self._tls.selected_alpn_protocol() != ALPN:
             raise TlsClosed(f"the peer does not speak {ALPN}")
 
@@ -274,24 +276,42 @@ class TlsStream:
             is_more = await self._in_turn(self._decrypt_slice)
             if self._outgoing.pending:
                 with trio.fail_after(self._send_timeout_s):
-                    await self._flush()
+                    await self.flush()
             if is_more:
                 await trio.lowlevel.checkpoint()
+        return self._take_decrypted()
+
+    def try_decrypt(self) -> bytes | None:
+        """As `decrypt`, where nothing has to be waited for, as usual; None: `decrypt` goes on.
+
+        Raises:
+            TlsClosed: The peer sent something TLS refuses.
+        """
+        if self._turns is not None and not self._turns.is_turn(self.tenant):
+            return None
+        is_more = self._spend(self._decrypt_slice)
+        return None if is_more or self._outgoing.pending else self._take_decrypted()
+
+    def _take_decrypted(self) -> bytes:
         data = b"".join(self._decrypted)
         self._decrypted.clear()
         return data
 
     async def _in_turn(self, do: Callable[[], T]) -> T:
+        """Do something that waits for nothing, when it is the tenant's turn."""
+        if self._turns is not None:
+            await self._turns.take(self.tenant)
+        return self._spend(do)
+
+    def _spend(self, do: Callable[[], T]) -> T:
         """Do something that waits for nothing, on the tenant's time."""
-        turns, tenant = self._turns, self.tenant
-        if turns is None:
+        if self._turns is None:
             return do()
-        await turns.take(tenant)
         began = time.perf_counter_ns()
         try:
             return do()
         finally:
-            turns.spend(tenant, time.perf_counter_ns() - began)
+            self._turns.spend(self.tenant, time.perf_counter_ns() - began)
 
     def _decrypt_slice(self) -> bool:
         """Decrypt what OpenSSL was given, and give it more; whether there is more."""
@@ -343,13 +363,24 @@ class TlsStream:
         Raises:
             TlsClosed: The connection broke.
         """
+        if not self.try_send(data):
+            await self.flush()
+
+    def try_send(self, data: bytes | memoryview) -> bool:
+        """Encrypt `data` and send what the socket takes now; whether all of it has left.
+
+        If not, `flush` sends the rest.
+
+        Raises:
+            TlsClosed: The connection broke.
+        """
         if self.broken:
             raise TlsClosed("an earlier send was cut off")
         try:
             self._tls.write(data)
         except ssl.SSLError as error:
             raise TlsClosed(f"cannot send: {error.reason or error}") from None
-        await self._flush()
+        return self._try_flush()
 
     async def close(self) -> None:
         """Send the alert or close_notify if that is still possible, then close the socket.
@@ -360,7 +391,7 @@ class TlsStream:
             with trio.move_on_after(CLOSE_TIMEOUT_S):
                 if not self.broken:
                     self._end()
-                    await self._flush()
+                    await self.flush()
                     await self._linger()
         except (TlsClosed, trio.BrokenResourceError, trio.ClosedResourceError):
             # It is gone already, which is what is wanted.
@@ -424,39 +455,43 @@ class TlsStream:
         except trio.ClosedResourceError:
             raise TlsClosed("connection lost: closed") from None
 
-    async def _flush(self) -> None:
+    def _try_flush(self) -> bool:
+        """Send what the socket takes now, unless others are before it; whether nothing is left."""
+        if self._unsent or self._send_lock.locked():
+            return False
+        data = memoryview(self._outgoing.read())
+        self._unsent = data[self._try_write(data) :] if data else data
+        return not self._unsent
+
+    async def flush(self) -> None:
         """Send what OpenSSL has made; comes back at once when the socket takes all of it.
 
         Raises:
             TlsClosed: The connection broke, or an earlier send was cut off.
         """
-        try:
-            self._send_lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._send_lock.acquire()
-        try:
+        if self.broken:
+            raise TlsClosed("an earlier send was cut off")
+        if self._try_flush():
+            return
+        async with self._send_lock:
             if self.broken:
                 raise TlsClosed("an earlier send was cut off")
-            data = self._outgoing.read()
-            if data:
-                await self._send(memoryview(data))
-        finally:
-            self._send_lock.release()
+            await self._send_rest()
 
-    async def _send(self, data: memoryview) -> None:
-        whole = False
+    async def _send_rest(self) -> None:
+        is_whole = False
         try:
-            while data:
-                sent = self._try_write(data)
-                if sent:
-                    data = data[sent:]
-                else:
+            while self._unsent or self._outgoing.pending:
+                self._unsent = self._unsent or memoryview(self._outgoing.read())
+                sent = self._try_write(self._unsent)
+                self._unsent = self._unsent[sent:]
+                if not sent:
                     await trio.lowlevel.wait_writable(self._socket)
-            whole = True
+            is_whole = True
         except trio.ClosedResourceError:
             raise TlsClosed("connection lost while sending") from None
         finally:
-            if not whole:
+            if not is_whole:
                 self.broken = True
 
     def _try_write(self, data: memoryview) -> int:

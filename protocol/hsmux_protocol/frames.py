@@ -196,18 +196,20 @@ def encode_frame(frame: Frame, *, size_max: int) -> bytes:
             it has more values than a peer may accept.
     """
     kind, fields = _KIND_OF[type(frame)]
+    # A packer of its own: one for all would mix frames of two threads, and keep what it packed.
+    packer = msgpack.Packer(buf_size=_PACKER_SIZE, autoreset=False)
     try:
-        # A packer of its own: one for all would mix frames of two threads, and keep what it packed.
-        body: bytes = msgpack.Packer(buf_size=_PACKER_SIZE).pack(
-            [kind, *write_fields(fields, frame)]
-        )
-        if len(body) > ELEMENTS_MAX:
-            scan(body)
+        packer.pack([kind, *write_fields(fields, frame)])
+        # What was packed is not copied before it has its length: an answer can be large.
+        with packer.getbuffer() as body:
+            size = len(body)
+            if size > ELEMENTS_MAX:
+                scan(body)
+            if size <= size_max:
+                return b"".join((size.to_bytes(LENGTH_SIZE, "big"), body))
     except (ValueError, TypeError, OverflowError, RemoteProtocolError) as error:
         raise LocalProtocolError(f"{type(frame).__name__}: {error}") from None
-    if len(body) > size_max:
-        raise LocalProtocolError(f"{type(frame).__name__}: {len(body)} bytes; at most {size_max}")
-    return len(body).to_bytes(LENGTH_SIZE, "big") + body
+    raise LocalProtocolError(f"{type(frame).__name__}: {size} bytes; at most {size_max}")
 
 
 def decode_frame(body: bytes) -> Frame:

@@ -13,6 +13,7 @@ import base64
 import re
 import string
 import unicodedata
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from .limits import QUOTED_MAX, REFERENCE_SIZE_MAX
@@ -40,6 +41,9 @@ _ALIAS: Final = re.compile(r"[A-Za-z0-9/_-]{1,128}", re.ASCII)
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,9}", re.ASCII)
 _VERSION_MAX: Final = 2**32 - 1
 _IDENTIFIER_SIZE: Final = 16
+_SPELLINGS_MAX: Final = 1024
+"""References whose other form is remembered: most requests name one that was named before."""
+
 _IDENTIFIER: Final = re.compile(r"[a-z2-7]{25}[aeimquy4]", re.ASCII)
 # base32's digits as the digits `int` reads in base 32.
 _DIGITS: Final = str.maketrans(
@@ -62,6 +66,7 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= QUOTED_MAX else text[:QUOTED_MAX] + "…")
 
 
+@lru_cache(_SPELLINGS_MAX)
 def format_identifier(prefix: str, identifier: bytes) -> str:
     """The text form of a 16-byte identifier, such as `key-...` or `ap-...`."""
     return prefix + base64.b32encode(identifier).decode().rstrip("=").lower()
@@ -121,6 +126,7 @@ def _described(character: str) -> str:
     return f"{shown} ({name})" if name else shown
 
 
+@lru_cache(_SPELLINGS_MAX)
 def parse_key_reference(text: str) -> KeyReference:
     """Parse a key reference.
 

@@ -76,7 +76,7 @@ def _first_bytes() -> tuple[tuple[int, int], ...]:
 _FIRST: Final = _first_bytes()
 
 
-def _sized(data: bytes, position: int, first: int) -> tuple[int, int, int]:
+def _sized(data: bytes | memoryview, position: int, first: int) -> tuple[int, int, int]:
     """Kind, value and next position of a form whose length or value follows its first byte."""
     entry = _SIZED.get(first)
     if entry is None:
@@ -93,7 +93,9 @@ def _sized(data: bytes, position: int, first: int) -> tuple[int, int, int]:
     return kind, value, end
 
 
-def scan(data: bytes, *, depth_max: int = DEPTH_MAX, elements_max: int = ELEMENTS_MAX) -> None:
+def scan(
+    data: bytes | memoryview, *, depth_max: int = DEPTH_MAX, elements_max: int = ELEMENTS_MAX
+) -> None:
     """Walk one frame body and refuse everything but the canonical form.
 
     Args:
@@ -134,7 +136,7 @@ def scan(data: bytes, *, depth_max: int = DEPTH_MAX, elements_max: int = ELEMENT
             if position > size:
                 raise RemoteProtocolError(f"byte {start}: the frame ends inside a value")
             if is_key:
-                _add_key(keys, kind, data[body:position], start)
+                _add_key(keys, kind, bytes(data[body:position]), start)
             continue
         if is_key:
             raise RemoteProtocolError(f"byte {start}: a map key that is not text")

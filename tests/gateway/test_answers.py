@@ -23,16 +23,23 @@ class Peer(TlsStream):
 
     def __init__(self) -> None:
         self.took = b""
+        self.unsent = b""
         self.reads = trio.Event()
         self.reads.set()
         self.gone = False
 
-    async def send_all(self, data: bytes | memoryview) -> None:
+    def try_send(self, data: bytes | memoryview) -> bool:
+        """Take bytes later."""
+        self.unsent += data
+        return False
+
+    async def flush(self) -> None:
         """Take bytes."""
         await self.reads.wait()
         if self.gone:
             raise TlsClosed("gone")
-        self.took += data
+        self.took += self.unsent
+        self.unsent = b""
 
 
 @pytest.fixture
@@ -101,10 +108,10 @@ async def test_a_large_answer_goes_in_pieces_each_with_its_time(
     class Slow(Peer):
         """Takes a piece in 9 seconds."""
 
-        async def send_all(self, data: bytes | memoryview) -> None:
+        async def flush(self) -> None:
             """Take bytes, slowly."""
             await trio.sleep(9.0)
-            self.took += data
+            await super().flush()
 
     peer = Slow()
     answers = Answers(peer, journal, 10.0)

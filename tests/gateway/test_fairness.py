@@ -290,6 +290,43 @@ async def test_nobody_is_parked_below_the_quantum() -> None:
     assert repr(turns) == "Turns(0 parked)"
 
 
+async def test_a_tenant_that_is_alone_begins_its_rounds_itself() -> None:
+    # Nobody runs `turns.run` here, so whoever parked would wait for ever.
+    turns, others = Turns(quantum_ns=10), 0
+
+    async def count() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count)
+        for slices in range(1, 21):
+            turns.spend(A, 10)
+            await turns.take(A)
+            assert others >= slices - 1
+        nursery.cancel_scope.cancel()
+    assert repr(turns) == "Turns(0 parked)"
+
+
+async def test_two_that_used_their_quantum_have_one_round() -> None:
+    turns = Turns(quantum_ns=10)
+    turns.spend(A, 25)
+    turns.spend(B, 15)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(turns.take, A)
+        nursery.start_soon(turns.take, B)
+        await trio.testing.wait_all_tasks_blocked()
+        assert repr(turns) == "Turns(2 parked)"
+        nursery.start_soon(turns.run)
+        while B in turns._parked.tenants():
+            await trio.lowlevel.checkpoint()
+        assert turns._used_ns[A] == 15
+        nursery.cancel_scope.cancel()
+
+
 async def test_many_items_are_done_in_slices_and_a_failure_is_paid_for() -> None:
     turns = Turns(quantum_ns=1)
     done: list[int] = []

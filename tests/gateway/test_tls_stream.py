@@ -3,7 +3,7 @@
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from hsmux_gateway.tls import (
     RECEIVE_SIZE,
     RECORDS_EMPTY_MAX,
     RECORDS_MAX,
+    TlsClosed,
     TlsStream,
     TlsWaste,
     new_server_context,
@@ -219,6 +220,43 @@ async def test_answers_to_key_updates_wait_for_the_peer_and_so_do_its_bytes(
                 assert tls._outgoing.pending == 0
         assert trio.current_time() - began >= 5.0
         assert tls._outgoing.pending <= RECORDS_MAX * UPDATE_SIZE
+
+
+async def test_what_the_socket_does_not_take_at_once_leaves_in_order(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    async with _pair(contexts) as (tls, peer):
+        pieces = [bytes([number]) * (256 << 10) for number in range(24)]
+        at_once = [tls.try_send(piece) for piece in pieces]
+        # Nothing overtakes the first piece that did not leave whole.
+        assert at_once == sorted(at_once, reverse=True)
+        assert at_once[0] and not at_once[-1]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tls.flush)
+            nursery.start_soon(tls.flush)
+            received = bytearray()
+            while len(received) < sum(map(len, pieces)):
+                peer._incoming.write(await peer.stream.receive_some())
+                with suppress(ssl.SSLWantReadError):
+                    while True:
+                        received += peer.tls.read(1 << 20)
+        assert received == b"".join(pieces)
+        assert tls.try_send(b"more")
+
+
+async def test_a_send_that_is_cut_off_breaks_the_stream(
+    contexts: tuple[ssl.SSLContext, ssl.SSLContext],
+) -> None:
+    async with _pair(contexts) as (tls, _):
+        while tls.try_send(bytes(256 << 10)):
+            pass
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tls.flush)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert tls.broken
+        with pytest.raises(TlsClosed, match="cut off"):
+            tls.try_send(b"more")
 
 
 @pytest.mark.parametrize("record_size", [1, 16000])

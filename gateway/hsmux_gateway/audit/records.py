@@ -19,10 +19,12 @@ identifiers as everywhere else in the product, operations and outcomes by name.
 
 import datetime
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, ClassVar, Final
+from functools import cache
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import astuple
 
 from hsmux_protocol.errors import ERROR_BY_NUMBER
 from hsmux_protocol.operations import OPERATION_BY_NUMBER
@@ -339,11 +341,24 @@ _EXPORTED: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
 """Fields whose name or value is another one in JSON."""
 
 
+class _Form(NamedTuple):
+    """The JSON form of a kind of record: the names, and what changes some of the values."""
+
+    names: tuple[str, ...]
+    converted: tuple[tuple[str, Callable[[Any], Any]], ...]
+
+
+@cache
+def _form_of(kind: type[AnyRecord]) -> _Form:
+    fields = kind.__struct_fields__
+    names = tuple(_EXPORTED[field][0] if field in _EXPORTED else field for field in fields)
+    return _Form(names, tuple(_EXPORTED[field] for field in fields if field in _EXPORTED))
+
+
 def export_record(record: AnyRecord) -> dict[str, Any]:
     """The JSON form of a record, in the order of its fields."""
-    exported: dict[str, Any] = {"kind": record.kind}
-    for field in record.__struct_fields__:
-        value = getattr(record, field)
-        name, convert = _EXPORTED.get(field, (field, None))
-        exported[name] = value if convert is None else convert(value)
+    names, converted = _form_of(type(record))
+    exported = {"kind": record.kind, **dict(zip(names, astuple(record), strict=True))}
+    for name, convert in converted:
+        exported[name] = convert(exported[name])
     return exported
