@@ -310,7 +310,7 @@ async def test_a_tenant_that_is_alone_begins_its_rounds_itself() -> None:
     assert repr(turns) == "Turns(0 parked)"
 
 
-async def test_two_that_used_their_quantum_have_one_round() -> None:
+async def test_two_that_used_their_quantum_wait_for_the_same_round() -> None:
     turns = Turns(quantum_ns=10)
     turns.spend(A, 25)
     turns.spend(B, 15)
@@ -320,15 +320,17 @@ async def test_two_that_used_their_quantum_have_one_round() -> None:
         nursery.start_soon(turns.take, B)
         await trio.testing.wait_all_tasks_blocked()
         assert repr(turns) == "Turns(2 parked)"
+        assert turns._used_ns == {A: 25, B: 15}
         nursery.start_soon(turns.run)
-        while B in turns._parked.tenants():
+        while turns._parked:
             await trio.lowlevel.checkpoint()
-        assert turns._used_ns[A] == 15
+        assert turns._used_ns == {A: 5}
         nursery.cancel_scope.cancel()
 
 
 async def test_many_items_are_done_in_slices_and_a_failure_is_paid_for() -> None:
-    turns = Turns(quantum_ns=1)
+    # No more debt than a few rounds pay off, even where a slice was interrupted.
+    turns = Turns(quantum_ns=1000)
     done: list[int] = []
     others = 0
 
