@@ -5,18 +5,20 @@ command's.
 """
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import structlog
 import trio
 
 from .audit.commands import export_lines as audit_export
 from .audit.commands import match_lines as audit_match
 from .audit.commands import tail_lines as audit_tail
 from .audit.commands import verified as audit_verify
-from .config import EXIT_CONFIGURATION, Server, load_config
-from .config_files import check_named, check_pin_file
+from .config import Server, load_config
+from .config_files import check_named, check_token
 from .daemon import Addresses, log_to, run_init, run_serve
 from .dev import dev_gateway
 from .errors import OperatorError, first_of
@@ -25,6 +27,8 @@ from .hsm.errors import TokenError
 from .hsm.settings import TokenSettings
 from .initialise import FirstAdministrator, Initialised, administrator_files
 from .instance import Instance
+from .store_commands import migrate as store_migrate
+from .store_commands import status as store_status
 
 __all__ = [
     "administrator",
@@ -40,6 +44,8 @@ __all__ = [
     "init",
     "load_config",
     "serve",
+    "store_migrate",
+    "store_status",
 ]
 
 STDERR: Final = 2
@@ -61,6 +67,30 @@ def _run(main: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     raise failures[0]
 
 
+@contextmanager
+def _told_at_the_end(*, level: str) -> Iterator[None]:
+    """Inside, log lines of a level and above are kept, and told in words if all goes well.
+
+    An error is one line, which says what they would: it is raised, and they are dropped.
+    """
+    kept: list[str] = []
+
+    def keep(logger: object, method: str, event: MutableMapping[str, Any]) -> str:
+        text = event.pop("event")
+        facts = ", ".join(f"{name} {value}" for name, value in event.items())
+        kept.append(f"{text} ({facts})" if facts else text)
+        raise structlog.DropEvent
+
+    wrapper = structlog.make_filtering_bound_logger(level)
+    structlog.configure(processors=[keep], wrapper_class=wrapper, cache_logger_on_first_use=False)
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()
+    for line in kept:
+        print(f"hsmux: {line}", file=sys.stderr)
+
+
 def init(config: Path, *, restored: bool = False) -> Initialised:
     """Initialise the deployment that a configuration file describes; safe to repeat.
 
@@ -71,8 +101,9 @@ def init(config: Path, *, restored: bool = False) -> Initialised:
     Returns:
         Where the first administrator's client key is.
     """
-    log_to(STDERR, level="warning")
-    return _run(run_init, load_config(config), FirstAdministrator(restored=restored))
+    with _told_at_the_end(level="warning"):
+        return _run(run_init, load_config(config), FirstAdministrator(restored=restored))
+    raise AssertionError("what is raised inside is not caught")
 
 
 def administrator(config: Path) -> tuple[Server, Path]:
@@ -101,12 +132,9 @@ def check_config(config: Path) -> None:
     """Check a configuration file, and that what it names can be used; nothing is changed.
 
     Raises:
-        OperatorError: Something is wrong; exit code 2.
+        OperatorError: Something is wrong, with the exit code that `serve` would end with.
     """
-    try:
-        check_named(load_config(config))
-    except OperatorError as error:
-        raise OperatorError(error.text, exit_code=EXIT_CONFIGURATION) from None
+    check_named(load_config(config))
 
 
 def dev(state: Path | None, port: int) -> None:
@@ -119,10 +147,11 @@ def hsm_probe(config: Path, token: str | None) -> dict[str, Any]:
     """Try what a token can do, and show it; nothing is left behind in it."""
     from .hsm.probe import probe
 
-    log_to(STDERR, level="warning")
     name, settings, instance = _token_of(config, token)
     try:
-        found = _run(probe, settings, instance)
+        # What a trial does to workers is among the facts.
+        with _told_at_the_end(level="critical"):
+            found = _run(probe, settings, instance)
     except* TokenError as group:
         failure = token_failure(f"token {name}", first_of(group))
         raise failure from None
@@ -158,6 +187,6 @@ def _token_of(config: Path, token: str | None) -> tuple[str, TokenSettings, Path
     if name not in checked.hsm:
         known = ", ".join(sorted(checked.hsm)) or "none"
         raise OperatorError(f"name one of the configured tokens with --token: {known}", exit_code=2)
-    check_pin_file(name, checked.hsm[name])
+    check_token(name, checked.hsm[name])
     directory = Path(checked.instance_dir) / "hsm"
     return name, token_settings(name, checked.hsm[name]), directory

@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from hsmux_protocol.limits import BATCH_ITEMS_MAX
 
-from .errors import OperatorError
+from .errors import EXIT_CONFIGURATION, OperatorError
 from .strict import nearest
 
 __all__ = [
@@ -50,9 +50,6 @@ __all__ = [
 ]
 
 ENVIRONMENT_PREFIX: Final = "HSMUX_GATEWAY__"
-EXIT_CONFIGURATION: Final = 2
-"""Exit code: the configuration is wrong."""
-
 TOKENS_MAX: Final = 16
 """Tables `hsm.<name>`."""
 
@@ -468,6 +465,8 @@ def load_config(path: Path) -> Config:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _fail(str(path), f"cannot be read: {error}") from None
+    except OSError as error:
+        raise _fail(str(path), f"cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _fail(str(path), "cannot be read: it is not text in UTF-8") from None
     return parse_config(text, os.environ)

@@ -1,25 +1,24 @@
 """What a configuration names outside of itself: files, directories, a database.
 
 `hsmux check-config` looks at them without changing any, so that a mistake shows before a restart.
-The gateway finds the same when it starts; what it opens then may still have changed. Who else could
-read a secret or write into a directory is looked at by everybody who uses them (`check_guarded`):
-such a mistake does not show otherwise.
+Whoever uses them looks first as well (`init`, `serve`; the verbs on a token at its own), so that
+one mistake has one text and one exit code in every verb: 2 where what is named is not there or
+cannot be read, 8 where somebody else can use it. What is opened then may still have changed. No
+token is asked anything here.
 """
 
 import os
 from pathlib import Path
-from typing import Final
 
 from .config import Config, Hsm
-from .errors import OperatorError
+from .errors import EXIT_CONFIGURATION, EXIT_OPERATOR, OperatorError
+from .hsm.softhsm import VARIABLE as SOFTHSM_VARIABLE
+from .hsm.softhsm import is_softhsm
 from .private_files import check_directory, check_secret
 from .store import StoreError, check_url
 from .tls import load_identity, new_server_context
 
-__all__ = ["check_guarded", "check_named", "check_pin_file"]
-
-SOFTHSM_VARIABLE: Final = "SOFTHSM2_CONF"
-"""Names SoftHSM's configuration; without the file it has no token and says nothing of why."""
+__all__ = ["check_named", "check_token"]
 
 
 def check_named(config: Config) -> None:
@@ -30,11 +29,8 @@ def check_named(config: Config) -> None:
     """
     _check_instance(Path(config.instance_dir))
     for name, hsm in config.hsm.items():
-        _check_file(f"hsm.{name}.module", hsm.module)
-        if SOFTHSM_VARIABLE in hsm.environment:
-            path = hsm.environment[SOFTHSM_VARIABLE]
-            _check_file(f"hsm.{name}.environment.{SOFTHSM_VARIABLE}", path)
-    check_guarded(config)
+        check_token(name, hsm)
+    _check_guarded(config)
     if config.root.file:
         _check_root_file(Path(config.root.file))
     if config.tls.certificate:
@@ -47,14 +43,8 @@ def check_named(config: Config) -> None:
         _check_store(config.store.url)
 
 
-def check_guarded(config: Config) -> None:
-    """Check that nobody else reads the secrets or writes the records of a configuration.
-
-    Raises:
-        OperatorError: Somebody else can; names the setting, what it names and the remedy.
-    """
-    for name, hsm in config.hsm.items():
-        check_pin_file(name, hsm)
+def _check_guarded(config: Config) -> None:
+    """Check that nobody else reads the secrets or writes the records of a configuration."""
     if config.root.file and os.path.lexists(config.root.file):
         check_secret("configuration: root.file", Path(config.root.file))
     if config.tls.private_key:
@@ -63,22 +53,29 @@ def check_guarded(config: Config) -> None:
         check_directory("configuration: audit.directory", Path(config.audit.directory))
 
 
-def check_pin_file(name: str, hsm: Hsm) -> None:
-    """Check that nobody else reads a token's PIN; a credential is guarded by systemd.
+def check_token(name: str, hsm: Hsm) -> None:
+    """Check what the section of a token names; a credential is guarded by systemd.
 
     Args:
         name: The token's.
         hsm: Its section.
 
     Raises:
-        OperatorError: Somebody else can.
+        OperatorError: Something is not there, or somebody else reads the PIN.
     """
+    _check_file(f"hsm.{name}.module", hsm.module)
+    if SOFTHSM_VARIABLE in hsm.environment:
+        setting = f"hsm.{name}.environment.{SOFTHSM_VARIABLE}"
+        _check_file(setting, hsm.environment[SOFTHSM_VARIABLE])
+    elif is_softhsm(hsm.module) and SOFTHSM_VARIABLE in os.environ:
+        setting = f"hsm.{name}.module: SoftHSM needs the file that {SOFTHSM_VARIABLE} names"
+        _check_file(setting, os.environ[SOFTHSM_VARIABLE])
     if hsm.pin_file:
         check_secret(f"configuration: hsm.{name}.pin_file", Path(hsm.pin_file))
 
 
-def _fail(setting: str, text: str) -> OperatorError:
-    return OperatorError(f"configuration: {setting}: {text}")
+def _fail(setting: str, text: str, exit_code: int = EXIT_CONFIGURATION) -> OperatorError:
+    return OperatorError(f"configuration: {setting}: {text}", exit_code=exit_code)
 
 
 def _check_file(setting: str, path: str) -> None:
@@ -96,7 +93,7 @@ def _check_root_file(path: Path) -> None:
 
 def _check_writable(setting: str, path: Path) -> None:
     if not os.access(path, os.W_OK | os.X_OK):
-        raise _fail(setting, f"{path} is not writable for this user")
+        raise _fail(setting, f"{path} is not writable for this user", EXIT_OPERATOR)
 
 
 def _check_instance(path: Path) -> None:
@@ -109,7 +106,8 @@ def _check_instance(path: Path) -> None:
     if path.exists() or not parent.is_dir():
         raise _fail("instance_dir", f"{path} is no directory")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise _fail("instance_dir", f"{path} is not there and cannot be made in {parent}")
+        text = f"{path} is not there and cannot be made in {parent}"
+        raise _fail("instance_dir", text, EXIT_OPERATOR)
 
 
 def _check_store(url: str) -> None:

@@ -22,13 +22,15 @@ from hsmux_native import Arena
 
 from .clock import now_ms
 from .config import Config, Hsm
-from .config_files import check_guarded
-from .errors import EXIT_AGAIN, EXIT_OPERATOR, OperatorError, first_of
+from .config_files import check_named
+from .errors import EXIT_AGAIN, EXIT_CONFLICT, EXIT_OPERATOR, OperatorError, first_of
 from .hsm.errors import (
     PinRefused,
     TokenBusy,
     TokenDeadlineExceeded,
     TokenError,
+    TokenExists,
+    TokenMisconfigured,
     TokenOutcomeUnknown,
     TokenUnavailable,
 )
@@ -112,8 +114,9 @@ def token_failure(what: str, error: TokenError) -> OperatorError:
         what: Which token, and what failed.
         error: Why.
     """
-    is_away = isinstance(error, _TOKEN_AWAY)
-    return OperatorError(f"{what}: {error}", exit_code=EXIT_AGAIN if is_away else EXIT_OPERATOR)
+    codes = ((_TOKEN_AWAY, EXIT_AGAIN), (TokenExists, EXIT_CONFLICT), (TokenError, EXIT_OPERATOR))
+    exit_code = next(code for kinds, code in codes if isinstance(error, kinds))
+    return OperatorError(f"{what}: {error}", exit_code=exit_code)
 
 
 @contextmanager
@@ -155,7 +158,7 @@ async def _open_tokens(
             try:
                 opened = open_token(settings, arena, instance.hsm)
                 tokens[name] = await stack.enter_async_context(opened)
-            except PinRefused as error:
+            except (PinRefused, TokenMisconfigured) as error:
                 raise token_failure(f"token {name}", error) from None
             except TokenError as error:
                 what = f"token {name} cannot be opened (`hsmux hsm probe` tells more)"
@@ -171,7 +174,7 @@ async def open_foundation(config: Config, *, create: bool) -> AsyncIterator[Foun
         OperatorError, StoreError, TokenError: It cannot be opened; see `operator_border`.
     """
     _close_memory()
-    check_guarded(config)
+    check_named(config)
     with Instance(Path(config.instance_dir)) as instance:
         arena = _make_arena(config)
         make = _create_store if create else Store.open

@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from .errors import OperatorError
+from .errors import EXIT_CONFIGURATION, OperatorError
 
 __all__ = ["check_directory", "check_secret", "open_log"]
 
@@ -42,7 +42,8 @@ def check_secret(what: str, path: Path) -> None:
         with open(path, "rb") as file:
             status = os.fstat(file.fileno())
     except OSError as error:
-        raise OperatorError(f"{what}: {path} cannot be read: {error.strerror}") from None
+        text = f"{what}: {path} cannot be read: {error.strerror}"
+        raise OperatorError(text, exit_code=EXIT_CONFIGURATION) from None
     quoted = shlex.quote(str(path))
     if status.st_uid not in (os.geteuid(), 0):
         raise OperatorError(f"{what}: {path} belongs to {_remedy(status, quoted)}")
@@ -63,7 +64,8 @@ def check_directory(what: str, path: Path) -> None:
         OperatorError: It is not this user's alone, or is no directory; says what to do.
     """
     if not path.is_dir():
-        raise OperatorError(f"{what}: {path} is no directory: make it, with mode 0700")
+        text = f"{what}: {path} is no directory: make it, with mode 0700"
+        raise OperatorError(text, exit_code=EXIT_CONFIGURATION)
     status = path.stat()
     quoted = shlex.quote(str(path))
     if status.st_uid != os.geteuid():

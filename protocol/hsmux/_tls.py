@@ -22,7 +22,10 @@ After an end there may still be an alert of ours in `take_outgoing`; the owner s
 closes the socket.
 """
 
+import os
+import shlex
 import ssl
+import stat
 from typing import Final
 
 from hsmux_protocol.connection import ALPN
@@ -84,7 +87,8 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
     connection.
 
     Raises:
-        InvalidArgument: A file cannot be read or is not what it should be; the text names it.
+        InvalidArgument: A file cannot be read or is not what it should be, or others can use the
+            private key; the text names it.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -96,6 +100,7 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
             f"ca: {profile.ca}: {_file_problem(error)}; it is the PEM file of the CA that signs "
             "the gateway's certificate"
         ) from None
+    _check_private_key(profile.private_key)
     try:
         # An encrypted key would make OpenSSL ask on the terminal; an empty password refuses it.
         context.load_cert_chain(profile.certificate, profile.private_key, password="")
@@ -106,6 +111,29 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
             "unencrypted private key"
         ) from None
     return context
+
+
+def _check_private_key(path: str) -> None:
+    """Refuse a private key that others can use, as ssh does.
+
+    A file of another owner may be for a group that this user is in. What cannot be looked at is
+    left to whoever opens it.
+
+    Raises:
+        InvalidArgument: Others can use it; says what to run.
+    """
+    if os.name != "posix":
+        return
+    try:
+        status = os.stat(path)
+    except OSError:
+        return
+    mask = 0o077 if status.st_uid == os.geteuid() else 0o007
+    if status.st_mode & mask:
+        raise InvalidArgument(
+            f"private_key: {path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}): "
+            f"chmod 600 {shlex.quote(path)}"
+        )
 
 
 def _file_problem(error: OSError | ValueError) -> str:

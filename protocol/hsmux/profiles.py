@@ -30,6 +30,7 @@ from hsmux_protocol.errors import InvalidArgument, NotFound
 
 __all__ = [
     "Profile",
+    "check_profile_files",
     "check_profile_name",
     "default_profile",
     "list_profiles",
@@ -119,6 +120,18 @@ def check_profile_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"profile {name!r}: a name is 1 to 64 characters A-Z a-z 0-9 _ -")
+
+
+def check_profile_files(profile: Profile) -> None:
+    """Refuse a profile that no connection can be made with: its files are looked at as then.
+
+    Raises:
+        InvalidArgument: A file cannot be read or is not what it should be, the private key is not
+            the certificate's, or others can use it; the text names the file.
+    """
+    from ._tls import make_client_context
+
+    make_client_context(profile)
 
 
 def save_profile(name: str, profile: Profile, default: bool = False) -> None:
@@ -235,7 +248,8 @@ def _read() -> tuple[str | None, dict[str, Profile]]:
     except FileNotFoundError:
         return None, {}
     except (OSError, ValueError) as error:
-        raise InvalidArgument(f"{path}: {error}; mend it or remove it") from None
+        problem = getattr(error, "strerror", None) or str(error)
+        raise InvalidArgument(f"{path}: {problem}; mend it or remove it") from None
     default, profiles = document.pop("default", None), document.pop("profiles", {})
     if document or not isinstance(default, str | None) or not isinstance(profiles, dict):
         unknown = ", ".join(document) or "default, profiles"
@@ -274,7 +288,8 @@ def _write(default: str | None, profiles: Mapping[str, Profile]) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _replace(path, "\n".join(lines) + "\n")
     except (OSError, UnicodeEncodeError) as error:
-        raise InvalidArgument(f"{path}: cannot be written: {error}") from None
+        problem = getattr(error, "strerror", None) or str(error)
+        raise InvalidArgument(f"{path}: cannot be written: {problem}") from None
 
 
 def _quoted(text: str) -> str:

@@ -120,7 +120,7 @@ def initialise(place: Place) -> None:
     assert b"in order" in place.run("check-config", *config).stderr
     place.run("hsm", "init-token", *config)
     # A token that has a PIN is never initialised again.
-    assert b"already" in place.run("hsm", "init-token", *config, code=8).stderr
+    assert b"already" in place.run("hsm", "init-token", *config, code=6).stderr
     assert place.json("hsm", "probe", *config)["token"] == "main"
     made = place.json("init", *config)
     again = place.json("init", *config)
@@ -223,7 +223,7 @@ def _explain(place: Place) -> None:
     assert json.loads(found.stdout)["statement"] == "no statement allows it"
     found = place.run(*asked, "--access-point", "billing", "-o", "json", code=4)
     (wanted,) = json.loads(found.stdout)["missing"]
-    assert wanted == "records statement 1: wants an address inside its network rule"
+    assert wanted == "records statement 1: wants an address inside network rule here"
     assert place.json(*asked, "--access-point", "billing", "--from", "127.0.0.1")["allowed"]
 
 

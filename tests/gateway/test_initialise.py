@@ -20,7 +20,7 @@ from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.initialise import ADMINISTRATOR, FirstAdministrator, Initialised
 from hsmux_protocol import errors
 from tests.documents.sections import ROOT
-from tests.gateway.hardware import PIN, write_hardware_config
+from tests.gateway.hardware import PIN, SOFTHSM, write_hardware_config
 from tests.gateway.raw_client import client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -166,12 +166,33 @@ def test_a_wrong_pin_is_one_line_for_the_operator(tmp_path: Path) -> None:
     assert PIN[::-1] not in refused.value.text
 
 
-def test_a_token_that_is_not_there_may_be_tried_again(tmp_path: Path) -> None:
+def test_a_token_that_is_not_there_is_for_the_operator(tmp_path: Path) -> None:
     config = write_hardware_config(tmp_path)
     config.write_text(config.read_text().replace('token_label = "test"', 'token_label = "gone"'))
-    with pytest.raises(OperatorError, match="token soft cannot be opened") as refused:
+    with pytest.raises(
+        OperatorError, match="no token has the label 'gone', only 'test'"
+    ) as refused:
+        _init(config)
+    assert refused.value.exit_code == 8
+    assert "hsmux hsm init-token" in refused.value.text
+    assert refused.value.text.endswith(f"SOFTHSM2_CONF leads, {tmp_path}/softhsm2.conf")
+
+
+def test_a_module_that_does_not_start_may_be_tried_again(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    (tmp_path / "softhsm").rename(tmp_path / "elsewhere")
+    with pytest.raises(OperatorError, match=r"libsofthsm2\.so answers GENERAL_ERROR") as refused:
         _init(config)
     assert refused.value.exit_code == 5
+    assert refused.value.text.endswith(f"SOFTHSM2_CONF leads, {tmp_path}/softhsm2.conf")
+
+
+def test_what_is_no_module_is_for_the_operator(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    config.write_text(config.read_text().replace(SOFTHSM, str(config)))
+    with pytest.raises(OperatorError, match="its module cannot be loaded") as refused:
+        _init(config)
+    assert refused.value.exit_code == 8
 
 
 def test_a_token_that_lost_its_root_is_one_line_for_the_operator(tmp_path: Path) -> None:

@@ -77,8 +77,9 @@ def _tell(error: Exception) -> int:
 
 
 def _usage(error: click.ClickException) -> str:
-    text = error.format_message().strip().replace("\n", " ")
+    text = " ".join(error.format_message().split())
     if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += "" if text[-1:] in ".?)" else "."
         return f"{text} Try `{error.ctx.command_path} --help`."
     return text
 

@@ -5,8 +5,8 @@ Documented forms, the same for every verb:
 * A record in JSON or YAML has the field names of the client's classes. Times are RFC 3339 in UTC,
   identifiers their text form, bytes base64 (`spki_sha256`: hexadecimal). Lists are arrays.
 * A table is drawn on a terminal; elsewhere it is tab-separated lines, lists joined by commas,
-  control characters escaped: of a list a header and one line a record, of one record one line a
-  field.
+  truth `true` or `false` as in JSON, control characters escaped: of a list a header and one line a
+  record, of one record one line a field.
 * On a terminal words are not broken, so that identifiers can be copied; very long ones are.
 * `--field` prints one field, a line each for lists of records or values.
 * Bytes are written as they are; onto a terminal only when they are text, or with `--out -`.
@@ -165,6 +165,8 @@ def _cell(value: Any) -> str:
     if isinstance(value, list):
         separator = "; " if any(isinstance(item, Mapping) for item in value) else ","
         return separator.join(_cell(item) for item in value)
+    if isinstance(value, bool):
+        return str(value).lower()
     return "" if value is None else visible(str(value))
 
 

@@ -83,6 +83,8 @@ SECTIONS: Final[dict[str, tuple[Entry, ...]]] = {
         Entry("hsm probe", "hsm", "probe", "Say what a token can do, and try it."),
         Entry("hsm init-token", "hsm", "init_token", "Initialise an empty token."),
         Entry("hsm clear-pin", "hsm", "clear_pin", "Allow logins again after a refused PIN."),
+        Entry("store status", "store", "status", "Say which version the store's tables have."),
+        Entry("store migrate", "store", "migrate", "Bring an older store to this version."),
         Entry("audit tail", "audit", "tail", "Print the newest audit records, as JSON lines."),
         Entry("audit verify", "audit", "verify", "Verify an audit log, offline."),
         Entry("audit export", "audit", "export", "Print all audit records as JSON lines."),
@@ -110,6 +112,7 @@ GROUPS: Final[dict[str, str]] = {
     "network-rule": "Network rules: named lists of networks.",
     "client-key": "Client keys: the certificates applications connect with.",
     "audit": "The chained audit log, or a copy of it.",
+    "store": "The store's tables, on the gateway's machine.",
     "hsm": "Tokens, on the gateway's machine.",
     "profile": "Saved ways to reach a gateway.",
     "completion": "Completion scripts for shells.",
@@ -148,6 +151,28 @@ class LazyGroup(click.Group):
         if not self._prefix and cmd_name in GROUPS:
             return LazyGroup(cmd_name, help=GROUPS[cmd_name])
         return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it; of a word that is none of the members, the one that was meant."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            ctx.fail(f"No such command {name!r}{self._meant(ctx, name)}")
+        return super().resolve_command(ctx, args)
+
+    def _meant(self, ctx: click.Context, name: str) -> str:
+        """What to say of an unknown word: which one was probably meant, or which there are."""
+        import difflib
+
+        known = self.list_commands(ctx)
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            return f"; did you mean {near[0]!r}?"
+        if self._prefix:
+            return f"; there are {', '.join(known)}."
+        nouns = [path for path in VERBS if path.split()[-1] == name]
+        return f"; there is {', '.join(f'`hsmux {path}`' for path in nouns)}." if nouns else "."
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
         """Members from the table, for the same reason, and options."""

@@ -18,7 +18,7 @@ Of a batch, an allowance must hold for every item and a denial for any.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from .grants import NO_GRANTS, Grants, Rule
 from .patterns import Resource
@@ -94,6 +94,10 @@ REMEMBERED_MAX: Final = 4096
 """Decisions that are remembered of one access point."""
 
 
+WANTS_SIZE_MAX: Final = 1024
+"""Bytes of what one statement wants: as many as its field takes."""
+
+
 def decide(facts: CallFacts) -> Decision:
     """Decide one call; deny by default.
 
@@ -164,14 +168,18 @@ def missing(facts: CallFacts) -> list[str]:
     found = []
     for rule in facts.grants.all_rules(facts.permission):
         if rule.is_allowing:
-            wants = [text for text, holds in _CONDITIONS.items() if not holds(rule, facts)]
+            wants = [say(rule, facts) for holds, say in _CONDITIONS if not holds(rule, facts)]
             wants = wants if rule in speaking else ["another resource", *wants]
-            found += [f"{rule.label}: wants {', '.join(wants)}"] if wants else []
+            found += [_cut(f"{rule.label}: wants {', '.join(wants)}")] if wants else []
     return found
 
 
+def _cut(text: str) -> str:
+    return text.encode()[:WANTS_SIZE_MAX].decode(errors="ignore")
+
+
 def _holds(rule: Rule, facts: CallFacts) -> bool:
-    return all(holds(rule, facts) for holds in _CONDITIONS.values())
+    return all(holds(rule, facts) for holds, _ in _CONDITIONS)
 
 
 def _network_holds(rule: Rule, facts: CallFacts) -> bool:
@@ -197,10 +205,24 @@ def _time_holds(rule: Rule, facts: CallFacts) -> bool:
     return rule.window is None or rule.window.holds(facts.now_ms)
 
 
-_CONDITIONS: Final[dict[str, Callable[[Rule, CallFacts], bool]]] = {
-    "an address inside its network rule": _network_holds,
-    "its context entries": _context_holds,
-    "smaller data": _size_holds,
-    "another time": _time_holds,
-}
-"""By what a call lacks where one does not hold."""
+def _context_wanted(rule: Rule, facts: CallFacts) -> str:
+    """The entries that some item lacks, or has with another value."""
+    contexts = facts.contexts or ({},)
+    lacking = [
+        f"{key}={value}"
+        for key, value in rule.context
+        if any(context.get(key) != value for context in contexts)
+    ]
+    return f"in the context {' and '.join(lacking)}"
+
+
+_Holds: TypeAlias = Callable[[Rule, CallFacts], bool]
+_Say: TypeAlias = Callable[[Rule, CallFacts], str]
+
+_CONDITIONS: Final[tuple[tuple[_Holds, _Say], ...]] = (
+    (_network_holds, lambda rule, _: f"an address inside network rule {rule.network_rule}"),
+    (_context_holds, _context_wanted),
+    (_size_holds, lambda rule, _: f"data of at most {rule.size_max} bytes"),
+    (_time_holds, lambda rule, _: "another time, see its conditions.time"),
+)
+"""Conditions, and what a call lacks where one does not hold."""

@@ -24,6 +24,7 @@ class Rule(NamedTuple):
         label: Policy and statement, for explanations.
         is_allowing: The effect.
         networks: Of the network rule it requires, or None.
+        network_rule: Its name, or "".
         context: Entries it requires.
         size_max: Bytes, or None.
         window: When it holds, or None.
@@ -32,6 +33,7 @@ class Rule(NamedTuple):
     label: str
     is_allowing: bool
     networks: Networks | None
+    network_rule: str
     context: tuple[tuple[str, str], ...]
     size_max: int | None
     window: Window | None
@@ -123,6 +125,7 @@ def _rule(label: str, statement: Statement, networks: Mapping[str, Networks]) ->
         label,
         statement.effect == "allow",
         networks[name] if name else None,
+        name or "",
         tuple(conditions.context.items()),
         conditions.size_max,
         None if time is None else parse_window(time),

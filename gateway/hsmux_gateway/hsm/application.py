@@ -26,6 +26,7 @@ no missing key: the token was taken away under us.
 """
 
 import contextlib
+import os
 import secrets
 from collections.abc import Iterator
 from typing import Any, Final
@@ -35,6 +36,7 @@ from pkcs11 import Attribute, KeyType, MechanismFlag, ObjectClass
 
 from hsmux_native.pkcs11 import BAD_OUTPUT, IV_SIZE, Pkcs11Loop
 
+from . import softhsm
 from .codes import class_of, code_of
 from .failures import Ending, Failure
 from .function_list import CK_UNAVAILABLE, FunctionList
@@ -63,6 +65,32 @@ def only_item(column: bytes) -> bytes:
     return column[12:]
 
 
+def _only_token(module: str, token_label: str) -> Any:
+    """The one token with a label.
+
+    Raises:
+        Failure: There is none, or there are several; the text says what to do.
+    """
+    tokens = [slot.get_token() for slot in pkcs11.lib(module).get_slots(token_present=True)]
+    found = [token for token in tokens if _label(token) == token_label]
+    if len(found) == 1:
+        return found[0]
+    if not tokens:
+        raise Failure("token", 0xE0, "the module shows no token in any slot; is the HSM connected?")
+    if found:
+        text = f"{len(found)} tokens have the label {token_label!r}: only one may, see the vendor's"
+        raise Failure("operator", 0xE0, f"{text} tools")
+    labels = [repr(label) for token in tokens if (label := _label(token))]
+    others = ", ".join(labels) or "empty ones are there"
+    raise Failure(
+        "operator",
+        0xE0,
+        f"no token has the label {token_label!r}, only {others}: initialise one "
+        "(`hsmux hsm init-token --config FILE`) or correct token_label"
+        f"{softhsm.whereabouts(os.environ)}",
+    )
+
+
 class Application:
     """One PKCS#11 application in this process.
 
@@ -77,11 +105,7 @@ class Application:
     def __init__(self, module: str, token_label: str) -> None:
         self.functions = FunctionList(module)
         self.loop = Pkcs11Loop(module)
-        slots = pkcs11.lib(module).get_slots(token_present=True)
-        found = [token for slot in slots if _label(token := slot.get_token()) == token_label]
-        if len(found) != 1:
-            raise Failure("token", 0xE0, f"{len(found)} tokens with label {token_label!r}")
-        self.token = found[0]
+        self.token = _only_token(module, token_label)
         self.manufacturer = str(self.token.manufacturer_id).strip("\0 ")
         self.session_number = 0
         # python-pkcs11's annotations leave out the handles of sessions and keys.

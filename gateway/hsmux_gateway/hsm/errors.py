@@ -8,6 +8,8 @@ __all__ = [
     "TokenBusy",
     "TokenDeadlineExceeded",
     "TokenError",
+    "TokenExists",
+    "TokenMisconfigured",
     "TokenOutcomeUnknown",
     "TokenUnavailable",
     "Unsupported",
@@ -32,6 +34,14 @@ class TokenBusy(TokenError):
 
 class TokenUnavailable(TokenError):
     """The token is away, or its breaker is open."""
+
+
+class TokenMisconfigured(TokenError):
+    """The module is none, or not exactly one token has the label; the text says what to do."""
+
+
+class TokenExists(TokenError):
+    """A token with that label is there already, and was left as it is."""
 
 
 class TokenDeadlineExceeded(TokenError):

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from hsmux_native.faults import FUNCTIONS
 
+from .failures import Failure
+
 __all__ = [
     "CK_UNAVAILABLE",
     "FunctionList",
@@ -90,7 +92,7 @@ class FunctionList:
         self._functions = ctypes.POINTER(ctypes.c_void_p)()
         code = get(ctypes.byref(self._functions))
         if code:
-            raise OSError(f"C_GetFunctionList answered 0x{code:x}")
+            raise Failure("operator", code, "its module cannot be loaded, or is no PKCS#11 module")
 
     def call(self, name: str, *arguments: Any) -> int:
         """Call a function; its return code.

@@ -18,7 +18,7 @@ from hsmux_native import adapter_path
 
 from ..instance import write_file
 from ..private_files import check_secret
-from .errors import TokenError, TokenUnavailable
+from .errors import TokenError, TokenExists, TokenUnavailable
 from .settings import TokenSettings
 
 __all__ = ["initialise_token"]
@@ -29,6 +29,8 @@ _INIT_TOKEN: Final = 9  # place of C_InitToken in CK_FUNCTION_LIST, PKCS#11 v2.4
 _INITIALISED: Final = 0x400  # CKF_TOKEN_INITIALIZED
 _PIN_SET: Final = 0x8  # CKF_USER_PIN_INITIALIZED
 _LABEL_SIZE: Final = 32
+_EXISTS: Final = 3
+"""Exit code of the process where a token with the label is there already."""
 
 
 def initialise_token(settings: TokenSettings) -> Path:
@@ -62,7 +64,8 @@ def initialise_token(settings: TokenSettings) -> Path:
     except subprocess.TimeoutExpired:
         raise TokenUnavailable("the module did not answer") from None
     if done.returncode:
-        raise TokenError(done.stderr.strip().rpartition("\n")[2] or "the module crashed")
+        kind = TokenExists if done.returncode == _EXISTS else TokenError
+        raise kind(done.stderr.strip().rpartition("\n")[2] or "the module crashed")
     return officer
 
 
@@ -98,7 +101,10 @@ def _initialise() -> None:
     slots = pkcs11.lib(module).get_slots(token_present=True)
     tokens = [(slot, slot.get_token()) for slot in slots]
     if any(token.label.strip("\0 ") == label for _, token in tokens):
-        sys.exit(f"there is a token with label {label!r} already; it was left as it is")
+        print(
+            f"there is a token with label {label!r} already; it was left as it is", file=sys.stderr
+        )
+        sys.exit(_EXISTS)
     empty = [slot for slot, token in tokens if not int(token.flags) & (_INITIALISED | _PIN_SET)]
     if not empty:
         sys.exit("there is no empty token; free one with the vendor's tools")

@@ -26,15 +26,21 @@ from ..instance import write_file
 
 __all__ = [
     "MANUFACTURER",
+    "VARIABLE",
     "alone",
     "attribute_count",
+    "is_softhsm",
     "keep_copies",
     "make_durable",
     "restore",
     "token_directories",
+    "whereabouts",
 ]
 
 MANUFACTURER: Final = "SoftHSM"
+VARIABLE: Final = "SOFTHSM2_CONF"
+"""Names SoftHSM's configuration; without the file it has no token and says nothing of why."""
+
 _TOKEN_FILE: Final = "token.object"
 _CONFIGURATION: Final = "/etc/softhsm/softhsm2.conf"
 _WORD: Final = 8
@@ -43,10 +49,25 @@ _BYTES_KIND: Final = 3
 _UNTOLD: Final = 1 << 30
 
 
+def is_softhsm(module: str) -> bool:
+    """Whether a module is SoftHSM's, by its file's name."""
+    return MANUFACTURER.lower() in module.lower()
+
+
+def whereabouts(environment: Mapping[str, str]) -> str:
+    """Which tokens SoftHSM sees, to end a message with; empty for other modules."""
+    if not is_softhsm(environment.get("HSMUX_ADAPTER_MODULE", "")):
+        return ""
+    path = environment.get(VARIABLE)
+    if path is None:
+        return f"; SOFTHSM2_CONF is not set, so SoftHSM's tokens are those of {_CONFIGURATION}"
+    return f"; SoftHSM's tokens are where SOFTHSM2_CONF leads, {path}"
+
+
 def _root(environment: Mapping[str, str]) -> Path | None:
     """Where a SoftHSM configuration keeps its tokens."""
     try:
-        lines = Path(environment.get("SOFTHSM2_CONF", _CONFIGURATION)).read_text().splitlines()
+        lines = Path(environment.get(VARIABLE, _CONFIGURATION)).read_text().splitlines()
     except OSError:
         return None
     for line in lines:

@@ -21,8 +21,9 @@ from hsmux_native import NativeError
 from hsmux_protocol.columns import unpack_column
 from hsmux_protocol.errors import RemoteProtocolError
 
+from ..errors import in_words
 from .decisions import Decision, Deliver, Finish, HangUp, Kill, Send
-from .errors import PinRefused, TokenError, TokenUnavailable
+from .errors import PinRefused, TokenError, TokenMisconfigured, TokenUnavailable
 from .jobs import Column, Job, Message, Request
 from .messages import Answer, MessageError
 from .pin import PinMarks
@@ -39,6 +40,9 @@ log = structlog.get_logger("hsmux.hsm")
 
 END_PATIENCE_S: Final = 0.5
 """Seconds a worker has to end by itself before it is killed."""
+
+_START_ERRORS: Final[dict[str, type[TokenError]]] = {"operator": TokenMisconfigured}
+"""By the kind of a failure to start that somebody has to mend; all others may be over later."""
 
 _FACTS: Final = ("manufacturer", "model", "serial", "flags", "sessions_max")
 
@@ -210,7 +214,7 @@ class Supervisor:
         try:
             process = WorkerProcess.start(self._settings, self._directory)
         except (OSError, NativeError) as error:
-            self._start_failed(f"its worker cannot be started: {error}")
+            self._start_failed(f"its worker cannot be started: {in_words(error)}")
             self._perform(self._state.died(worker, time.monotonic()))
             return
         self._processes[worker] = process
@@ -273,7 +277,7 @@ class Supervisor:
             process.hang_up()
             return
         except OSError as error:
-            self._start_failed(f"nobody logs in: a PIN mark cannot be written: {error}")
+            self._start_failed(f"nobody logs in: a PIN mark cannot be written: {in_words(error)}")
             process.hang_up()
             return
         self._state.starting_now(worker, time.monotonic())
@@ -310,7 +314,7 @@ class Supervisor:
         if kind == "sessions":
             self._state.no_session(worker, time.monotonic())
         if not self._first_outcome.is_set():
-            self._start_error = TokenUnavailable(text)
+            self._start_error = _START_ERRORS.get(kind, TokenUnavailable)(text)
         process.hang_up()
 
     async def _on_leaving(

@@ -36,9 +36,10 @@ import pkcs11
 
 from hsmux_native.pkcs11 import SecretPage
 
+from ..errors import in_words
 from . import softhsm
 from .application import Application
-from .codes import code_of
+from .codes import UNKNOWN_CODE, code_of, name_of
 from .failures import Failure
 from .messages import MessageReader, encode_message
 from .operations import Operations
@@ -154,7 +155,7 @@ def log_in(
     Raises:
         HungUp: That is not to be, and the daemon knows why.
     """
-    is_softhsm = "softhsm" in os.environ.get("HSMUX_ADAPTER_MODULE", module).lower()
+    is_softhsm = softhsm.is_softhsm(os.environ.get("HSMUX_ADAPTER_MODULE", module))
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(turn(directory, is_softhsm=is_softhsm))
@@ -175,14 +176,26 @@ def log_in(
             else:
                 connection.say("failed", failure.kind, failure.code, failure.text)
             connection.expect("nothing")
-        except (pkcs11.exceptions.PKCS11Error, OSError) as error:
-            name = os.environ.get("HSMUX_ADAPTER_MODULE", module)
-            text = f"{type(error).__name__} {error} with {name}"
-            connection.say("failed", "token", code_of(error), text)
+        except pkcs11.exceptions.PKCS11Error as error:
+            code = code_of(error)
+            connection.say("failed", "token", code, _refusal(error, code))
+            connection.expect("nothing")
+        except OSError as error:
+            connection.say("failed", "token", UNKNOWN_CODE, in_words(error))
             connection.expect("nothing")
         connection.say("ready")
         connection.expect("serve")
     return application, options
+
+
+def _refusal(error: Exception, code: int) -> str:
+    """What an operator is told of a module that does not start."""
+    name = os.environ.get("HSMUX_ADAPTER_MODULE", "")
+    answer = type(error).__name__ if code == UNKNOWN_CODE else name_of(code)
+    return (
+        f"the module {name} answers {answer} when it is initialised: check module, parameters and "
+        f"environment of the token's section{softhsm.whereabouts(os.environ)}"
+    )
 
 
 def serve(connection: Connection, operations: Operations) -> None:

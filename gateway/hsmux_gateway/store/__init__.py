@@ -15,7 +15,7 @@ from .errors import (
     StoreUnavailable,
     UnsafeStore,
 )
-from .opening import migrate_database
+from .opening import migrate_database, store_version
 from .rows import (
     AccessPointRow,
     AliasRow,
@@ -85,4 +85,5 @@ __all__ = [
     "WriterStatistics",
     "check_url",
     "migrate_database",
+    "store_version",
 ]

@@ -30,6 +30,7 @@ __all__ = [
     "migrate_database",
     "open_database",
     "schema_version",
+    "store_version",
 ]
 
 BUSY_TIMEOUT_S: Final = 5.0
@@ -92,6 +93,16 @@ def migrate_database(url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> tuple[
     return str(before), SCHEMA_VERSION
 
 
+def store_version(url: str, busy_timeout_s: float = BUSY_TIMEOUT_S) -> tuple[str, str | None]:
+    """A store's URL without secrets, and the version of its tables or None; changes nothing."""
+    database = connect(url, busy_timeout_s)
+    try:
+        with translating(), database.engine.connect() as connection:
+            return database.shown, schema_version(connection)
+    finally:
+        database.engine.dispose()
+
+
 def schema_version(connection: sa.Connection) -> str | None:
     """The version of the tables a connection sees, None if there are none."""
     if not sa.inspect(connection).has_table(VERSION_TABLE.name):
@@ -101,13 +112,13 @@ def schema_version(connection: sa.Connection) -> str | None:
 
 def _check_version(version: str | None, shown: str) -> None:
     if version is None:
-        raise SchemaMismatch(f"there is no store in {shown}: run hsmux init")
+        raise SchemaMismatch(f"there is no store in {shown}: run `hsmux init --config FILE`")
     if version == SCHEMA_VERSION:
         return
     if version in OLDER_VERSIONS:
         raise SchemaMismatch(
             f"the store in {shown} is of version {version}, this hsmux needs {SCHEMA_VERSION}: "
-            "stop all gateways and run hsmux store migrate"
+            "stop all gateways and run `hsmux store migrate --config FILE`"
         )
     raise SchemaMismatch(
         f"the store in {shown} is of version {version!r}, this hsmux knows {SCHEMA_VERSION}: "

@@ -158,7 +158,7 @@ class Store:
         if deployment.format != FORMAT:
             raise SchemaMismatch(
                 f"the store is of format {deployment.format}, this hsmux knows {FORMAT}: "
-                "run hsmux store migrate"
+                "install the hsmux that made it"
             )
         self._seals = RowSeals(deployment.deployment_id, None)
 

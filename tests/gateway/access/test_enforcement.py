@@ -353,7 +353,7 @@ def test_what_is_tested_is_what_is_decided(
     key = make_key(admin, f"alias/{new_name('tested')}")
     policy = put(
         admin,
-        {**allow(["encrypt"], f"key/{key}", context={"a": "b"}), "name": "sealing"},
+        {**allow(["encrypt"], f"key/{key}", context={"a": "b", "c": "d"}), "name": "sealing"},
         allow(["decrypt"], "alias/none"),
     )
     point = make_point(admin, policy)
@@ -361,9 +361,15 @@ def test_what_is_tested_is_what_is_decided(
     def test(operation: str, context: dict[str, str]) -> list[Any]:
         return admin.call("test_policy", point.name, operation, key, context, "127.0.0.1", 1)
 
-    assert test("encrypt", {"a": "b"}) == [True, f"allowed by {policy} statement sealing", []]
-    wanted = f"{policy} statement sealing: wants its context entries"
-    assert test("encrypt_batch", {}) == [False, "no statement allows it", [wanted]]
+    assert test("encrypt", {"a": "b", "c": "d"}) == [
+        True,
+        f"allowed by {policy} statement sealing",
+        [],
+    ]
+    both = "a=b and c=d"
+    for context, entries in (({}, both), ({"a": "b"}, "c=d"), ({"a": "x"}, both)):
+        wanted = f"{policy} statement sealing: wants in the context {entries}"
+        assert test("encrypt_batch", context) == [False, "no statement allows it", [wanted]]
     wanted = f"{policy} statement 2: wants another resource"
     assert test("decrypt", {}) == [False, "no statement allows it", [wanted]]
     assert (
@@ -372,7 +378,7 @@ def test_what_is_tested_is_what_is_decided(
     )
     assert refusal(admin, "test_policy", "nobody", "encrypt", None, {}, None, 0)[0] == "NotFound"
     with connected(running, admin, point, tmp_path) as client:
-        assert client.call("encrypt", key, {"a": "b"}, b"x")
+        assert client.call("encrypt", key, {"a": "b", "c": "d"}, b"x")
         assert refusal(client, "encrypt", key, {}, b"x")[0] == "Denied"
 
 

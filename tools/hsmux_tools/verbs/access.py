@@ -9,7 +9,7 @@ import click
 
 from hsmux_protocol.operations import VALIDITY_DAYS_MAX
 
-from ..failure import EXIT_FAILED, EXIT_USAGE, Failure
+from ..failure import EXIT_CONFLICT, EXIT_FAILED, EXIT_USAGE, Failure
 from ..output import record_of, show_list, show_record, talk, write_file
 from ..settings import FILE, Settings, verb
 from ..source import read_input
@@ -100,9 +100,12 @@ def update_access_point(
 ) -> None:
     """Change an access point.
 
-    Takes effect at once, on open connections too. Nobody changes its own access point's policies,
-    network rules or state, and the last one that administers access stays.
+    Only what is named changes, at once, on open connections too. Nobody changes its own access
+    point's policies, network rules or state, and the last one that administers access stays.
     """
+    lists = (add_policy, remove_policy, add_network_rule, remove_network_rule)
+    if description is None and enabled is None and not any(lists):
+        raise click.UsageError("nothing to change: name at least one option.")
     with connect(settings) as client:
         changed = client.update_access_point(
             access_point,
@@ -213,7 +216,7 @@ def _free_paths(prefix: str, *, with_key: bool) -> tuple[Path, Path, Path]:
     )
     for path in (certificate, private_key, ca) if with_key else (certificate, ca):
         if os.path.lexists(path):
-            raise Failure(f"{path} is there already; move it or use another --out", EXIT_USAGE)
+            raise Failure(f"{path} is there already; move it or use another --out", EXIT_CONFLICT)
     if not os.access(certificate.parent, os.W_OK | os.X_OK):
         raise Failure(f"{certificate.parent}: files cannot be written there", EXIT_USAGE)
     return certificate, private_key, ca
@@ -236,6 +239,8 @@ def _add_profile(settings: Settings, name: str, paths: tuple[Path, Path, Path]) 
     certificate, private_key, ca = map(str, paths)
     save_profile(name, Profile(used.addresses, certificate, private_key, ca, used.server_name))
     talk(f"saved profile {name}")
+    if not os.path.exists(private_key):
+        talk(f"the private key is not there yet: the profile takes it from {private_key}")
 
 
 @verb("list", "hsmux client-key list", "hsmux client-key list -o json")

@@ -26,7 +26,7 @@ def _print(function: str, *arguments: Any) -> None:
             click.echo(line, nl=False)
 
 
-@verb("tail", "hsmux audit tail /var/lib/hsmux/audit", "hsmux audit tail audit --count 100")
+@verb("tail", "hsmux audit tail /var/log/hsmux", "hsmux audit tail audit --count 100")
 @_directory
 @click.option("--count", metavar="N", type=click.IntRange(min=1), default=10, show_default=True)
 def tail(directory: Path, count: int) -> None:
@@ -34,7 +34,7 @@ def tail(directory: Path, count: int) -> None:
     _print("audit_tail", directory, count)
 
 
-@verb("export", "hsmux audit export /var/lib/hsmux/audit > records.jsonl")
+@verb("export", "hsmux audit export /var/log/hsmux > records.jsonl")
 @_directory
 def export(directory: Path) -> None:
     """Print all audit records as JSON lines.
@@ -44,7 +44,7 @@ def export(directory: Path) -> None:
     _print("audit_export", directory)
 
 
-@verb("match", "hsmux audit match /var/lib/hsmux/audit r5f3a91c07b2e-1")
+@verb("match", "hsmux audit match /var/log/hsmux r5f3a91c07b2e-1")
 @_directory
 @click.argument("reference", metavar="REFERENCE")
 def match(directory: Path, reference: str) -> None:

@@ -53,7 +53,9 @@ def dev(state: Path | None, port: int) -> None:
         command.dev(state, port)
 
 
-@verb("init", "hsmux init --config /etc/hsmux.toml", "hsmux init --config gw.toml --profile ops")
+@verb(
+    "init", "hsmux init --config /etc/hsmux/hsmux.toml", "hsmux init --config gw.toml --profile ops"
+)
 @_config
 @replace_option
 @click.option(
@@ -105,7 +107,7 @@ def _save_administrator(server: Any, name: str, made: Any) -> None:
     save_profile(name, profile)
 
 
-@verb("serve", "hsmux serve --config /etc/hsmux.toml")
+@verb("serve", "hsmux serve --config /etc/hsmux/hsmux.toml")
 @_config
 def serve(config: Path) -> None:
     """Serve until SIGTERM.
@@ -116,13 +118,15 @@ def serve(config: Path) -> None:
         command.serve(config)
 
 
-@verb("check-config", "hsmux check-config --config /etc/hsmux.toml")
+@verb("check-config", "hsmux check-config --config /etc/hsmux/hsmux.toml")
 @_config
 def check_config(config: Path) -> None:
     """Check a configuration file.
 
-    Names the place and the remedy; exit code 2 when it is not a configuration.
+    Looks at the file and at what it names: files, directories, owners and modes. Names the place
+    and the remedy. No token, store or other machine is asked; `hsmux hsm probe` asks the token.
     """
     with gateway_command() as command:
         command.check_config(config)
-    talk(f"{config} is in order")
+    quoted = shlex.quote(str(config))
+    talk(f"{config} is in order; tokens were not asked: `hsmux hsm probe --config {quoted}` asks")

@@ -34,7 +34,9 @@ def _run(settings: Settings, function: str, config: Path, token: str | None) -> 
 
 
 @verb(
-    "probe", "hsmux hsm probe --config /etc/hsmux.toml", "hsmux hsm probe --config gw.toml -o json"
+    "probe",
+    "hsmux hsm probe --config /etc/hsmux/hsmux.toml",
+    "hsmux hsm probe --config gw.toml -o json",
 )
 @_config
 @_token
@@ -47,7 +49,7 @@ def probe(settings: Settings, config: Path, token: str | None) -> None:
     _run(settings, "hsm_probe", config, token)
 
 
-@verb("init-token", "hsmux hsm init-token --config /etc/hsmux.toml")
+@verb("init-token", "hsmux hsm init-token --config /etc/hsmux/hsmux.toml")
 @_config
 @_token
 @click.pass_obj
@@ -60,7 +62,7 @@ def init_token(settings: Settings, config: Path, token: str | None) -> None:
     _run(settings, "hsm_init_token", config, token)
 
 
-@verb("clear-pin", "hsmux hsm clear-pin --config /etc/hsmux.toml")
+@verb("clear-pin", "hsmux hsm clear-pin --config /etc/hsmux/hsmux.toml")
 @_config
 @_token
 @click.pass_obj

@@ -83,10 +83,12 @@ def add(
 ) -> None:
     """Save how to reach a gateway.
 
-    It holds the paths of the files, not the keys.
+    It holds the paths of the files, not the keys. The files are looked at, the gateway is not
+    asked.
     """
     refuse_taken(name, replace=replace)
     profile = Profile(addresses, certificate, private_key, ca, server_name)
+    saved.check_profile_files(profile)
     saved.save_profile(name, profile, default=is_default)
     talk(f"saved profile {name}")
 
