@@ -37,7 +37,7 @@ from .hsm.errors import (
 from .hsm.settings import TokenSettings
 from .hsm.token import Token
 from .instance import Instance
-from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreUnavailable
+from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreMissing, StoreUnavailable
 
 __all__ = [
     "Foundation",
@@ -133,6 +133,7 @@ def operator_border() -> Iterator[None]:
     except* StoreError as group:
         error = first_of(group)
         is_away = isinstance(error, StoreUnavailable | StoreBusy | StoreDamaged)
+        is_away = is_away and not isinstance(error, StoreMissing)
         exit_code = EXIT_AGAIN if is_away else EXIT_OPERATOR
         failure = failure or OperatorError(f"store: {error}", exit_code=exit_code)
     except* TokenError as group:

@@ -11,7 +11,7 @@ __all__ = ["EXIT_CODE_SECTIONS"]
 
 def _codes() -> str:
     rows = [
-        (str(number), code.short, code.meaning, code.examples)
+        (str(number), code.short, code.meaning, "; ".join(code.examples))
         for number, code in EXIT_CODES.items()
     ]
     return table(("code", "in short", "meaning", "for example"), rows)

@@ -13,7 +13,7 @@ from hsmux_gateway.daemon import Addresses, run_init, run_serve
 from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.foundation import Foundation, operator_border
 from hsmux_gateway.hsm.errors import TokenUnavailable
-from hsmux_gateway.store import SealBroken, StoreUnavailable
+from hsmux_gateway.store import SealBroken, StoreMissing, StoreUnavailable
 from tests.gateway.running import write_config
 
 
@@ -79,6 +79,7 @@ def test_an_address_in_use_is_one_line_for_the_operator(tmp_path: Path) -> None:
 
 FAILURES = {
     "store away": (StoreUnavailable("away"), "store: away", 5),
+    "store never made": (StoreMissing("not there"), "store: not there", 8),
     "store changed": (SealBroken("keys", (b"k",)), "store: the row", 8),
     "token away": (TokenUnavailable("no worker"), "token: no worker", 5),
     "operator": (OperatorError("do this", exit_code=2), "do this", 2),

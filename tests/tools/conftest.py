@@ -33,6 +33,24 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> Deployment:
     return held
 
 
+@pytest.fixture(scope="session")
+def made_identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate that is its own CA, and its private key."""
+    directory = tmp_path_factory.mktemp("identity")
+    line = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -noenc -subj /CN=x"
+    files = ("-keyout", directory / "a.key", "-out", directory / "a.pem")
+    subprocess.run([*line.split(), *files], check=True, capture_output=True)
+    return directory
+
+
+@pytest.fixture
+def identity(made_identity: Path, tmp_path: Path) -> None:
+    """Files of a client key, as a profile names them: `a.pem`, `a.key` and `ca.pem`."""
+    for name, source in (("a.pem", "a.pem"), ("a.key", "a.key"), ("ca.pem", "a.pem")):
+        (tmp_path / name).write_bytes((made_identity / source).read_bytes())
+        (tmp_path / name).chmod(0o600)
+
+
 @pytest.fixture
 def run() -> Run:
     """Run the command in this process: `run("key", "list", input=b"")`."""

@@ -86,6 +86,8 @@ def test_an_error_in_connecting_is_told_alike(
         ("key", "list", "--profile"),
         ("--nonsense", "key", "list"),
         ("verify", "alias/a", "--algorithm", "ECDSA_SHA_256", "--signature", "-"),
+        ("sign", "alias/a"),
+        ("access-point", "update", "billing"),
     ],
     ids=" ".join,
 )
@@ -96,7 +98,28 @@ def test_wrong_usage_is_one_line_and_2(
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("hsmux: ") and result.stderr.count("\n") == 1
+    assert "\\" not in result.stderr and "  " not in result.stderr
     assert deployment.calls == []
+
+
+MEANT = [
+    (("crypt",), "did you mean 'encrypt'?"),
+    (("keys", "list"), "did you mean 'key'?"),
+    (("acces-point", "list"), "did you mean 'access-point'?"),
+    (("key", "crate"), "did you mean 'create'?"),
+    (("key", "frobnicate"), "there are create, list, show, public."),
+    (("migrate",), "there is `hsmux store migrate`."),
+    (("xyzzy",), "No such command 'xyzzy'."),
+]
+
+
+@pytest.mark.parametrize(("words", "expected"), MEANT)
+def test_a_misspelt_word_says_what_was_meant(
+    words: tuple[str, ...], expected: str, run: Run
+) -> None:
+    result = run(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert expected in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_a_missing_word_shows_the_help_of_the_group(run: Run) -> None:

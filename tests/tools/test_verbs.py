@@ -199,6 +199,10 @@ class TestAccess:
         assert deployment.access_points[0].description == "invoices"
         assert run("access-point", "list", "--field", "name").stdout == "billing\n"
 
+    def test_an_update_of_nothing_is_refused(self, deployment: Deployment, run: Run) -> None:
+        check_refused(run("access-point", "update", "billing"), 2, "at least one option")
+        assert deployment.calls == []
+
     def test_a_client_key_with_its_files(
         self, deployment: Deployment, run: Run, tmp_path: Path
     ) -> None:
@@ -223,8 +227,10 @@ class TestAccess:
         (tmp_path / "key.pem").unlink()
         check_refused(run(*self.CREATE, "--csr", "request"), 2, "request", "PKCS#10")
 
-    def test_a_profile_for_it(self, deployment: Deployment, run: Run, tmp_path: Path) -> None:
-        paths = [str(tmp_path / name) for name in ("admin.pem", "admin.key", "ca.pem")]
+    def test_a_profile_for_it(
+        self, deployment: Deployment, run: Run, tmp_path: Path, identity: None
+    ) -> None:
+        paths = [str(tmp_path / name) for name in ("a.pem", "a.key", "ca.pem")]
         run(
             *("profile", "add", "admin", "--address", "gw.example:7411", "--server-name", "gw"),
             *("--certificate", paths[0], "--private-key", paths[1], "--ca", paths[2]),
@@ -237,7 +243,7 @@ class TestAccess:
 
     @pytest.mark.parametrize("name", ["admin", "a b"])
     def test_a_profile_that_is_there_stays_and_nothing_is_issued(
-        self, name: str, deployment: Deployment, run: Run
+        self, name: str, deployment: Deployment, run: Run, identity: None
     ) -> None:
         files = ("--certificate", "a.pem", "--private-key", "a.key", "--ca", "ca.pem")
         run("profile", "add", "admin", "--address", "gw.example:7411", *files)
@@ -255,7 +261,7 @@ class TestAccess:
         self, name: str, deployment: Deployment, run: Run, tmp_path: Path
     ) -> None:
         (tmp_path / name).write_text("old")
-        check_refused(run(*self.CREATE), 2, f"{name} is there already")
+        check_refused(run(*self.CREATE), 6, f"{name} is there already")
         assert (tmp_path / name).read_text() == "old"
         assert deployment.client_keys == []
 
@@ -283,6 +289,7 @@ class TestAccess:
         assert run("client-key", "list", "--field", "access_point").stdout == "billing\n"
 
 
+@pytest.mark.usefixtures("identity")
 class TestProfiles:
     def add(self, run: Run, name: str, *words: str) -> Result:
         files = ("--certificate", "a.pem", "--private-key", "a.key", "--ca", "ca.pem")
@@ -317,6 +324,28 @@ class TestProfiles:
         check_refused(run("profile", "show"), 3, "hsmux dev", "hsmux profile add")
         check_refused(run("profile", "use", "nobody"), 3, "nobody")
         check_refused(self.add(run, "a b"), 2, "a b")
+
+    @pytest.mark.parametrize("name", ["a.pem", "a.key", "ca.pem"])
+    @pytest.mark.parametrize("content", [None, b"nonsense"])
+    def test_the_files_are_looked_at(self, name: str, content: bytes | None, run: Run) -> None:
+        Path(name).unlink()
+        if content is not None:
+            Path(name).write_bytes(content)
+            Path(name).chmod(0o600)
+        check_refused(self.add(run, "one"), 2, name)
+        assert list_profiles() == {}
+
+    def test_a_private_key_of_another_certificate_is_refused(self, run: Run) -> None:
+        line = "openssl ecparam -name prime256v1 -genkey -noout -out a.key"
+        subprocess.run(line.split(), check=True, capture_output=True)
+        check_refused(self.add(run, "one"), 2, "a.key", "KEY_VALUES_MISMATCH")
+
+    @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660])
+    def test_a_private_key_that_others_can_use_is_refused(self, mode: int, run: Run) -> None:
+        Path("a.key").chmod(mode)
+        check_refused(self.add(run, "one"), 2, f"(mode {mode:04o}): chmod 600 a.key")
+        Path("a.key").chmod(0o400)
+        assert self.add(run, "one").exit_code == 0
 
 
 class TestInspect:
@@ -356,7 +385,11 @@ class TestGateway:
     def test_a_configuration_in_order(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path))
         result = run("check-config", "--config", "gw.toml")
-        assert (result.exit_code, result.stderr) == (0, "hsmux: gw.toml is in order\n")
+        assert result.exit_code == 0
+        assert result.stderr == (
+            "hsmux: gw.toml is in order; tokens were not asked: "
+            "`hsmux hsm probe --config gw.toml` asks\n"
+        )
 
     def test_a_configuration_with_a_fault(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path) + "server.lisen = []\n")
@@ -377,7 +410,9 @@ class TestGateway:
         assert all(Path(path).exists() for path in (saved.certificate, saved.ca))
         assert mode_of(Path(saved.private_key)) == 0o600
 
-    def test_init_replaces_no_profile_of_another_deployment(self, run: Run, tmp_path: Path) -> None:
+    def test_init_replaces_no_profile_of_another_deployment(
+        self, run: Run, tmp_path: Path, identity: None
+    ) -> None:
         (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path))
         TestProfiles().add(run, "ops")
         init = ("--profile", "ops", "init", "--config", "gw.toml")

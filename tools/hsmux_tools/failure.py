@@ -39,54 +39,78 @@ class Exit(NamedTuple):
     Attributes:
         short: A few words for the help.
         meaning: When it is used.
-        examples: States that end with it.
+        examples: States that end with it; a test brings each of them about.
     """
 
     short: str
     meaning: str
-    examples: str
+    examples: tuple[str, ...]
 
 
 EXIT_CODES: Final[dict[int, Exit]] = {
-    0: Exit("done", "What was asked is done.", "a signature is valid; `serve` ended in order"),
+    0: Exit("done", "What was asked is done.", ("a signature is valid", "`serve` ended in order")),
     1: Exit(
         "failed",
         "A fault of the gateway or of this machine, or a change whose outcome is unknown.",
-        "the connection broke within a change; the disk is full",
+        ("the disk is full",),
     ),
     2: Exit(
         "wrong argument",
-        "The command line, a file that it names or the configuration is wrong.",
-        "an unknown option; a file that is not there; `check-config` found a fault",
+        "The command line, a file or profile that it names, or the configuration is wrong.",
+        (
+            "an unknown option or verb",
+            "a file that is not there",
+            "`decrypt` of what is no envelope",
+            "a profile's private key that others can use",
+            "a fault in the configuration",
+            "the configuration names a PIN file, a module or a SoftHSM configuration that is not "
+            "there",
+        ),
     ),
-    3: Exit("not found", "Nothing has that name.", "no such key; no such profile"),
+    3: Exit("not found", "Nothing has that name.", ("no such key", "no such profile")),
     4: Exit(
         "denied",
-        "The client key is not accepted, or may not do this.",
-        "a revoked client key",
+        "One side does not accept the other, or the client key may not do this.",
+        (
+            "a revoked client key",
+            "no policy allows it",
+            "`policy test` of what would be denied",
+            "the gateway's certificate is not of the profile's CA",
+        ),
     ),
     5: Exit(
         "try later",
         "Something is away or busy, or the time ran out; the same may work later.",
-        "the gateway does not run; its store or a token is away, for a client as for `serve`",
+        ("the gateway does not run", "the HSM does not answer when the gateway starts"),
     ),
     6: Exit(
         "conflict or state",
         "What is there does not allow it.",
-        "an alias or a name is taken; a profile is there already; a key is disabled",
+        (
+            "an alias or the name of an access point is taken",
+            "a profile is there already",
+            "a file to write is there already",
+            "the token to make is there already",
+        ),
     ),
     7: Exit(
         "invalid ciphertext or signature",
         "Data is not what its owner made.",
-        "`decrypt` with another context; `verify` of a changed file",
+        ("`decrypt` with another context", "`verify` of a changed file", "a changed audit log"),
     ),
     8: Exit(
         "an operator must act",
         "The gateway's machine must be changed first; asking or starting again changes nothing.",
-        "a refused PIN; a secret that others read; an `instance_dir` or address in use; the "
-        "gateway is not installed",
+        (
+            "no token has the label",
+            "a refused PIN",
+            "a PIN or a root key that others read",
+            "an `instance_dir` or address in use",
+            "a store that was never made",
+            "the gateway is not installed",
+        ),
     ),
-    130: Exit("interrupted", "Ctrl-C, as shells report it.", "128 + SIGINT"),
+    130: Exit("interrupted", "Ctrl-C, as shells report it (128 + SIGINT).", ("Ctrl-C",)),
 }
 """One meaning each, in every verb."""
 

@@ -12,6 +12,7 @@ from .errors import (
     StoreError,
     StoreFull,
     StoreLocked,
+    StoreMissing,
     StoreUnavailable,
     UnsafeStore,
 )
@@ -78,6 +79,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreLocked",
+    "StoreMissing",
     "StoreUnavailable",
     "StoreWriter",
     "Transaction",

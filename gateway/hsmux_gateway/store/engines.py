@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from .errors import StoreUnavailable, UnsafeStore
+from .errors import StoreMissing, StoreUnavailable, UnsafeStore
 
 __all__ = [
     "CONNECT_TIMEOUT_S",
@@ -163,7 +163,7 @@ def _check_file(path: Path) -> None:
     try:
         found = path.lstat()
     except FileNotFoundError as error:
-        raise StoreUnavailable(f"{path} does not exist; hsmux init makes it") from error
+        raise StoreMissing(f"{path} does not exist: `hsmux init` makes it") from error
     except OSError as error:
         raise StoreUnavailable(f"{path} cannot be looked at: {error.strerror}") from error
     if not stat.S_ISREG(found.st_mode):

@@ -14,6 +14,7 @@ __all__ = [
     "StoreError",
     "StoreFull",
     "StoreLocked",
+    "StoreMissing",
     "StoreUnavailable",
     "UnsafeStore",
 ]
@@ -66,6 +67,10 @@ class StoreLocked(StoreError):
 
 class StoreUnavailable(StoreError):
     """The database cannot be reached now; nothing of this call was written."""
+
+
+class StoreMissing(StoreUnavailable):
+    """The file of the store is not there: it was never made, or it was taken away."""
 
 
 class CommitUnknown(StoreUnavailable):
