@@ -135,6 +135,55 @@ def test_both_kinds_of_store_have_an_example() -> None:
     assert stores == {"", "postgresql+psycopg"}
 
 
+def shown_configurations() -> dict[str, Config]:
+    """The SoftHSM gateway that README.md, install.md and configuration.md show."""
+    install = (ROOT / "docs" / "install.md").read_text()
+    readme = (ROOT / "README.md").read_text()
+    found = {
+        "README.md": blocks(readme, "toml"),
+        "install.md": [b for b in blocks(install, "toml") if b.before == "<!-- configuration -->"],
+        "configuration.md": [block for block in EXAMPLES if block.before.split()[2] == "softhsm"],
+    }
+    return {name: parse_config(block.text, {}) for name, (block,) in found.items()}
+
+
+def test_documents_show_one_gateway() -> None:
+    shown = shown_configurations()
+    for config in shown.values():
+        (hsm,) = config.hsm.values()
+        reference = shown["install.md"]
+        assert hsm == reference.hsm["main"]
+        assert config.instance_dir == reference.instance_dir
+        assert config.audit == reference.audit
+        assert config.server.listen[0] == reference.server.listen[0]
+        assert config.server.names[0] == reference.server.names[0]
+
+
+PLACES = frozenset(
+    {
+        *("/etc/hsmux", "/etc/hsmux/hsmux.toml", "/etc/hsmux/softhsm2.conf", "/var/log/hsmux"),
+        *("/var/lib/hsmux", "/var/lib/hsmux/pin", "/var/lib/hsmux/pin.officer"),
+        *("/var/lib/hsmux/softhsm", "/var/lib/hsmux/nss", "/var/lib/hsmux/pgpass"),
+        *("/var/lib/hsmux/tls/server.pem", "/var/lib/hsmux/tls/server.key"),
+        *("/var/lib/hsmux/instance", "/var/lib/hsmux/instance/store.db"),
+        *("/var/lib/hsmux/instance/administrator", "/var/lib/hsmux/instance/audit/key.pem"),
+        "/var/lib/hsmux/billing",
+    }
+)
+"""Where a gateway on a machine of its own has what; install.md makes the directories."""
+
+
+def test_documents_and_examples_of_verbs_name_one_set_of_places() -> None:
+    texts = [*documents(), *(ROOT / "tools" / "hsmux_tools").rglob("*.py")]
+    named = {
+        (name_of(path), place.rstrip("."))
+        for path in texts
+        for place in re.findall(r"/(?:etc|var/lib|var/log)/hsmux[\w./-]*", path.read_text())
+    }
+    assert {pair for pair in named if pair[1] not in PLACES} == set()
+    assert {place for _, place in named} == PLACES
+
+
 PROTOCOL_FACTS = {
     "answers that wait": f"more than {ANSWERS_SIZE_MAX // 1024} KiB of answers wait",
     "growth of a batch": f"counts {max(s.overhead_size for s in SUITES.values()) + 6} bytes beside",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hsmux.profiles import Profile, save_profile
+from hsmux.profiles import Profile, profiles_path, save_profile
 from hsmux_tools.output import record_of, show_list, show_record, write_file
 from hsmux_tools.settings import Settings
 
@@ -92,6 +92,21 @@ def test_a_field_that_is_not_there_names_those_that_are(key_id: str, run: Run) -
     result = run("key", "show", key_id, "--field", "nonsense")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "nonsense" in result.stderr and "key_id, spec" in result.stderr
+
+
+def test_truth_is_spelt_as_in_json(run: Run) -> None:
+    for name in ("one", "two"):
+        save_profile(name, Profile(("gw:7411",), "a.pem", "a.key", "ca.pem"))
+    assert run("profile", "list", "--field", "default").stdout == "true\nfalse\n"
+    lines = run("profile", "list").stdout.splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["default", "true", "false"]
+
+
+def test_an_error_of_the_system_has_no_number(run: Run) -> None:
+    profiles_path().mkdir(parents=True)
+    result = run("profile", "list")
+    assert result.exit_code == 2
+    assert result.stderr == f"hsmux: {profiles_path()}: Is a directory; mend it or remove it\n"
 
 
 def test_records_in_records(deployment: Deployment, run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -453,6 +454,25 @@ class TestGateway:
         assert run("dev").exit_code == 0
         check_refused(run("dev", "--state", "kept", "--port", "7411"), 8, "taken")
         assert asked == [(None, 0), (Path("kept"), 7411)]
+
+
+class TestStore:
+    def test_what_the_tables_are(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "gw.toml").write_text(TestGateway.CONFIG.format(tmp_path))
+        config = ("--config", "gw.toml")
+        check_refused(run("store", "status", *config), 8, "hsmux init")
+        assert not (tmp_path / "instance").exists()
+        assert run("init", *config).exit_code == 0
+        shown = json.loads(run("store", "status", *config, "-o", "json").stdout)
+        assert (shown["state"], shown["version"]) == ("current", shown["needed"])
+        assert shown["store"] == f"sqlite:///{tmp_path}/instance/store.db"
+        migrated = run("store", "migrate", *config, "--field", "before")
+        assert migrated.stdout == f"{shown['needed']}\n" and "already" in migrated.stderr
+        with sqlite3.connect(tmp_path / "instance" / "store.db") as database:
+            database.execute("UPDATE alembic_version SET version_num = '9999'")
+        database.close()
+        assert run("store", "status", *config, "--field", "state").stdout == "newer\n"
+        check_refused(run("store", "migrate", *config), 8, "newer hsmux")
 
 
 class TestCompletion:

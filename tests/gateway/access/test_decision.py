@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmux_gateway.access.decision import DEFAULT_DENIAL, CallFacts, decide
+from hsmux_gateway.access.decision import DEFAULT_DENIAL, WANTS_SIZE_MAX, CallFacts, decide, missing
 from hsmux_gateway.access.grants import NO_GRANTS, Grants, compile_grants
 from hsmux_gateway.access.networks import Networks
 from hsmux_gateway.access.patterns import Resource, matches_glob, parse_pattern
@@ -264,3 +264,34 @@ def test_the_statement_that_decided_is_named() -> None:
     assert decide(facts(grants, "encrypt", frozen, client_key_enabled=False)).statement == (
         "the client key is not enabled"
     )
+
+
+WANTED = [
+    ({"network_rule": "office"}, "an address inside network rule office"),
+    ({"context": {"tenant": "a", "table": "b"}}, "in the context tenant=a and table=b"),
+    ({"size_max": 10}, "data of at most 10 bytes"),
+    ({"time": {"not_after": "2020-01-01T00:00:00Z"}}, "another time, see its conditions.time"),
+]
+
+
+@pytest.mark.parametrize(("conditions", "wanted"), WANTED)
+def test_what_is_missing_is_named(conditions: dict[str, Any], wanted: str) -> None:
+    statement = {"effect": "allow", "operations": ["encrypt"], "resources": ["*"]}
+    grants = grants_of({**statement, "conditions": conditions})
+    asked = facts(grants, "encrypt", None, contexts=({},), size=11, peer_address="192.0.2.1")
+    assert missing(asked) == [f"p statement 1: wants {wanted}"]
+
+
+def test_only_context_entries_that_are_not_there_are_named() -> None:
+    statement = {"effect": "allow", "operations": ["encrypt"], "resources": ["*"]}
+    grants = grants_of({**statement, "conditions": {"context": {"a": "1", "b": "2"}}})
+    items = ({"a": "1", "b": "2"}, {"a": "1", "b": "3"})
+    asked = facts(grants, "encrypt", None, contexts=items)
+    assert missing(asked) == ["p statement 1: wants in the context b=2"]
+
+
+def test_what_is_missing_fits_its_field() -> None:
+    statement = {"effect": "allow", "operations": ["encrypt"], "resources": ["*"]}
+    grants = grants_of({**statement, "conditions": {"context": {"k": "\u00fc" * 1000}}})
+    (wanted,) = missing(facts(grants, "encrypt", None, contexts=({},)))
+    assert WANTS_SIZE_MAX - 1 <= len(wanted.encode()) <= WANTS_SIZE_MAX
