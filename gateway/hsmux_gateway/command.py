@@ -128,13 +128,18 @@ def serve(config: Path) -> None:
     _run(main)
 
 
-def check_config(config: Path) -> None:
+def check_config(config: Path) -> list[str]:
     """Check a configuration file, and that what it names can be used; nothing is changed.
+
+    Returns:
+        The names of its tokens, which were not asked.
 
     Raises:
         OperatorError: Something is wrong, with the exit code that `serve` would end with.
     """
-    check_named(load_config(config))
+    checked = load_config(config)
+    check_named(checked)
+    return sorted(checked.hsm)
 
 
 def dev(state: Path | None, port: int) -> None:

@@ -387,10 +387,18 @@ class TestGateway:
         (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path))
         result = run("check-config", "--config", "gw.toml")
         assert result.exit_code == 0
-        assert result.stderr == (
-            "hsmux: gw.toml is in order; tokens were not asked: "
-            "`hsmux hsm probe --config gw.toml` asks\n"
+        said = (
+            "hsmux: gw.toml is in order, as far as that shows without asking a token or the store\n"
         )
+        assert result.stderr == said
+        (tmp_path / "pin").touch(mode=0o600)
+        with (tmp_path / "gw.toml").open("a") as file:
+            file.write(
+                f'hsm.main = {{ module = "{tmp_path}/pin", token_label = "t", '
+                f'pin_file = "{tmp_path}/pin" }}\n'
+            )
+        shown = run("check-config", "--config", "gw.toml").stderr
+        assert shown == said + "hsmux:   hsmux hsm probe --config gw.toml --token main\n"
 
     def test_a_configuration_with_a_fault(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "gw.toml").write_text(self.CONFIG.format(tmp_path) + "server.lisen = []\n")

@@ -127,6 +127,7 @@ def check_config(config: Path) -> None:
     and the remedy. No token, store or other machine is asked; `hsmux hsm probe` asks the token.
     """
     with gateway_command() as command:
-        command.check_config(config)
-    quoted = shlex.quote(str(config))
-    talk(f"{config} is in order; tokens were not asked: `hsmux hsm probe --config {quoted}` asks")
+        tokens = command.check_config(config)
+    talk(f"{config} is in order, as far as that shows without asking a token or the store")
+    for name in tokens:
+        talk(f"  hsmux hsm probe --config {shlex.quote(str(config))} --token {name}")
