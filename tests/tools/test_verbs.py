@@ -92,6 +92,15 @@ class TestCipher:
         Path("record.hsmux").write_bytes(envelope)
         check_refused(run("decrypt", "record.hsmux"), 7, "hsmux: record.hsmux: ", "reference")
 
+    @pytest.mark.parametrize("size", [0, 1, 30])
+    def test_what_is_no_envelope_is_named_and_not_sent(
+        self, size: int, key: str, deployment: Deployment, run: Run
+    ) -> None:
+        Path("record").write_bytes(run("encrypt", key, input=b"hello").stdout_bytes[:size])
+        before = len(deployment.connections)
+        check_refused(run("decrypt", "record"), 2, "hsmux: record: ")
+        assert len(deployment.connections) == before
+
     def test_the_key_can_be_pinned(self, key: str, signer: str, run: Run) -> None:
         envelope = run("encrypt", key, input=b"hello").stdout_bytes
         assert run("decrypt", "--key", key, input=envelope).stdout == "hello"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from hsmux_protocol.envelope import FORMAT, MAGIC
+from hsmux_protocol.envelope import FORMAT, MAGIC, parse_header
 from hsmux_protocol.errors import InvalidCiphertext, InvalidSignature
 
 from .failure import EXIT_USAGE, Failure
@@ -80,13 +80,21 @@ def read_input(name: str, size_max: int, remedy: str) -> bytes:
 
 
 def read_envelope(name: str, size_max: int) -> bytes:
-    """An envelope from a file or standard input, as bytes or as base64."""
+    """An envelope from a file or standard input, as bytes or as base64.
+
+    Raises:
+        Failure: It is none; whether it opens only the gateway knows.
+    """
     remedy = "this is not one envelope"
     data = read_input(name, (size_max + 2) // 3 * 4 + size_max // 32, remedy)
     if data.startswith(BASE64_MAGIC):
         data = unpack_base64(name, data)
     if len(data) > size_max:
         raise Failure(f"{shown_name(name)}: more than {size_max} bytes; {remedy}", EXIT_USAGE)
+    try:
+        parse_header(data)
+    except ValueError as error:
+        raise Failure(f"{shown_name(name)}: {error}", EXIT_USAGE) from None
     return data
 
 

@@ -6,10 +6,9 @@ from hsmux_protocol.envelope import FORMAT, SUITE_RSA_OAEP_SHA_256, parse_header
 from hsmux_protocol.operations import ENVELOPE_SIZE_MAX
 from hsmux_protocol.references import format_key_id
 
-from ..failure import EXIT_USAGE, Failure
 from ..output import show_record
 from ..settings import FILE, Settings, verb
-from ..source import read_envelope, shown_name
+from ..source import read_envelope
 
 __all__ = ["inspect"]
 
@@ -23,10 +22,7 @@ def inspect(settings: Settings, source: str) -> None:
     Shows which key version opens it and how it is made; whether it does open only decrypt says.
     """
     envelope = read_envelope(source, ENVELOPE_SIZE_MAX)
-    try:
-        header = parse_header(envelope)
-    except ValueError as error:
-        raise Failure(f"{shown_name(source)}: {error}", EXIT_USAGE) from None
+    header = parse_header(envelope)
     # The length of an RSA-OAEP block tells nothing about the plaintext's.
     hidden = header.suite is SUITE_RSA_OAEP_SHA_256
     record = {
