@@ -109,7 +109,7 @@ class Client:
             addresses: "host:port", or several: one is chosen, the others are tried after it.
             profile: Name of a profile; None: `HSMUX_PROFILE`, else the default profile.
             certificate: PEM file of the client certificate.
-            private_key: PEM file of its private key.
+            private_key: PEM file of its private key, for its owner only.
             ca: PEM file of the CA of the gateway's certificate.
             server_name: The name the gateway's certificate must have; None: the address' host.
             timeout_s: Seconds for connecting, now and whenever the connection must be replaced.

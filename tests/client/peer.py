@@ -65,6 +65,7 @@ class Certificates:
         certificate, key = self._directory / f"{name}.pem", self._directory / f"{name}.key"
         made = (ca or self._ca).issue_cert(f"{name}@example.org", **options)
         made.cert_chain_pems[0].write_to_path(str(certificate))
+        key.touch(mode=0o600)
         made.private_key_pem.write_to_path(str(key))
         return str(certificate), str(key)
 

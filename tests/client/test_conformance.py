@@ -192,6 +192,7 @@ def test_a_client_key_for_a_request(
     issued = client.create_client_key(owner.name, csr=request.public_bytes(encoding))
     assert issued.private_key_pem is None and issued.client_key.access_point == owner.name
     (tmp_path / "c.pem").write_text(issued.certificate_pem)
+    (tmp_path / "k.pem").touch(mode=0o600)
     (tmp_path / "k.pem").write_bytes(
         private_key.private_bytes(
             serialization.Encoding.PEM,

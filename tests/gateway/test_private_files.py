@@ -116,6 +116,16 @@ def test_checkpoints_follow_no_link(tmp_path: Path) -> None:
     assert not (tmp_path / "victim").exists()
 
 
+def test_a_token_that_is_there_gets_no_officers_pin(tmp_path: Path) -> None:
+    config = write_hardware_config(tmp_path)
+    with pytest.raises(
+        OperatorError, match="there is a token with label 'test' already"
+    ) as refused:
+        command.hsm_init_token(config, None)
+    assert refused.value.exit_code == 6
+    assert not (tmp_path / "pin.officer").exists()
+
+
 def test_a_module_that_does_not_start_is_told_in_words(tmp_path: Path) -> None:
     config = write_hardware_config(tmp_path)
     (tmp_path / "softhsm").rename(tmp_path / "elsewhere")

@@ -10,8 +10,7 @@ class Failure(Exception):
         kind: A class of `codes`, or one of the worker's own: "input" (refused without asking the
             token), "missing" (no such object), "quarantine" (an object is not the key it is taken
             for), "wrong" (an output cannot be right), "doubt" (a change may have been done or not),
-            "deadline", "operator" (somebody must correct the configuration or the
-            token).
+            "deadline", "operator" (somebody must correct the configuration or the token).
         code: The return code, or 0.
         text: For the log.
     """

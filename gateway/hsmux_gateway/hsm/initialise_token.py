@@ -45,7 +45,8 @@ def initialise_token(settings: TokenSettings) -> Path:
     officer = settings.pin_path().with_name(f"{settings.pin_path().name}.officer")
     if not settings.pin_path().exists():
         raise TokenError(f"{settings.pin_path()} is not there: write the user PIN you want into it")
-    if not officer.exists():
+    is_new = not officer.exists()
+    if is_new:
         write_file(officer, secrets.token_hex(16).encode())
     check_secret("the security officer's PIN", officer)
     environment = {**os.environ, **settings.environment, "HSMUX_ADAPTER_MODULE": settings.module}
@@ -63,6 +64,9 @@ def initialise_token(settings: TokenSettings) -> Path:
         )
     except subprocess.TimeoutExpired:
         raise TokenUnavailable("the module did not answer") from None
+    if done.returncode == _EXISTS and is_new:
+        # No token has this PIN.
+        officer.unlink()
     if done.returncode:
         kind = TokenExists if done.returncode == _EXISTS else TokenError
         raise kind(done.stderr.strip().rpartition("\n")[2] or "the module crashed")
