@@ -18,12 +18,14 @@ from prometheus_client.metrics_core import Metric
 
 from hsmux_native import backend
 from hsmux_protocol import __version__
+from hsmux_protocol.records import ExpiryRecord
 from hsmux_protocol.references import format_key_id
 
 from .access.administration import AdministrationService
 from .access.identities import Identities
 from .access.permits import Permits
 from .access.policy_service import PolicyService
+from .access.renewal import ENDING_DAYS, KeyEnds
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
 from .audit.calls import CallRecords
@@ -34,6 +36,7 @@ from .audit.segments import ChainDamaged, RecordError, open_chain
 from .audit.signing import CheckpointSigner
 from .authority_key import DeploymentAuthority, open_own_key
 from .catalog import Catalog
+from .clock import now_ms
 from .config import Config
 from .connection import ConnectionFacts
 from .effects import Effects
@@ -78,6 +81,9 @@ THREAD_QUEUE_MAX: Final = 4096
 DESCRIPTORS_PER_WORKER: Final = 4
 """A socket, a page, a pipe, and one more while it is being replaced."""
 
+CA_RENEWAL: Final = datetime.timedelta(days=2 * 366)
+"""How long before its end the CA is shown: client keys are cut to it, and all need another one."""
+
 WORN_SHOWN_MAX: Final = 8
 """Worn keys that are named at once."""
 
@@ -106,6 +112,7 @@ class Gateway:
         self.catalog = Catalog()
         self.writer = StoreWriter(base.store)
         self._rules = AccessRules(self.catalog)
+        self._key_ends = KeyEnds(self.catalog)
         self._identities = Identities(
             self.catalog, self._rules, config.store.stale_s, self._refresh
         )
@@ -197,6 +204,7 @@ class Gateway:
             f"token {config.root.token}" if config.root.token else "file (development)",
             _kind_of_store(config),
             self.warnings,
+            self.expiry,
         )
         return Engine(
             collect_handlers(*services, self._lifecycle, administration, policies, status),
@@ -256,6 +264,7 @@ class Gateway:
             ends = self._certificate.not_valid_after_utc
             if ends - datetime.datetime.now(datetime.UTC) < RENEWAL:
                 found.append(f"the gateway's own certificate ends on {ends:%Y-%m-%d}: renew it")
+        found += _ends_in_words(self.expiry())
         found += [
             f"token {name}: {number} objects that this store does not know"
             for name, number in self.reconciliation.unclaimed.items()
@@ -267,6 +276,18 @@ class Gateway:
             f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"
             for key_id, version in worn[:WORN_SHOWN_MAX]
         ]
+        return found
+
+    def expiry(self) -> ExpiryRecord:
+        """What ends, and when."""
+        ends_ms = {kind: _end_ms(one) for kind, one in self._certificates().items()}
+        ends = self._key_ends.at(now_ms())
+        return ExpiryRecord(ends_ms["ca"], ends_ms.get("server", 0), *ends)
+
+    def _certificates(self) -> dict[str, x509.Certificate]:
+        found = {"ca": self._authority().certificate}
+        if self._certificate is not None:
+            found["server"] = self._certificate
         return found
 
     def not_ready(self) -> list[str]:
@@ -306,7 +327,23 @@ class Gateway:
             "Connections closed because of what their peers sent for nothing.",
             lambda: listener.wasteful,
         )
+        self.metrics.add_gauge(
+            "hsmux_client_keys_expiring",
+            f"Client keys that end within {ENDING_DAYS} days and are not renewed.",
+            lambda: self._key_ends.at(now_ms()).ending,
+        )
+        self.metrics.add_families(self._certificate_metrics)
         self.metrics.add_families(self._token_metrics)
+
+    def _certificate_metrics(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(
+            "hsmux_certificate_not_after_seconds",
+            "End of a certificate since 1970 UTC.",
+            labels=["kind"],
+        )
+        for kind, certificate in self._certificates().items():
+            family.add_metric([kind], _end_ms(certificate) / 1000)
+        yield family
 
     def _token_metrics(self) -> Iterator[Metric]:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
@@ -339,6 +376,30 @@ def _open_log(
         journal.flush()
     open_key = partial(open_own_key, row, base.tokens, base.arena, sealer.slot, deployment)
     return journal, CheckpointSigner(file, journal, deployment, open_key)
+
+
+def _end_ms(certificate: x509.Certificate) -> int:
+    """The end of a certificate, milliseconds since 1970 UTC."""
+    return int(certificate.not_valid_after_utc.timestamp() * 1000)
+
+
+def _ends_in_words(expiry: ExpiryRecord) -> list[str]:
+    """What an operator should mend of what ends, beside the gateway's own certificate."""
+    found = []
+    ca_ends = datetime.datetime.fromtimestamp(expiry.ca_not_after_ms / 1000, datetime.UTC)
+    if ca_ends - datetime.datetime.now(datetime.UTC) < CA_RENEWAL:
+        found.append(f"the deployment's CA ends on {ca_ends:%Y-%m-%d}, and client keys with it")
+    if expiry.client_keys_ending:
+        found.append(
+            f"client keys that end within {ENDING_DAYS} days and are not renewed: "
+            f"{expiry.client_keys_ending}"
+        )
+    if expiry.client_keys_ended:
+        found.append(
+            f"client keys that ended in the last {ENDING_DAYS} days and were not renewed: "
+            f"{expiry.client_keys_ended}"
+        )
+    return found
 
 
 def _libraries() -> str:

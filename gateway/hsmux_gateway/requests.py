@@ -41,6 +41,7 @@ LARGE_ANSWERS: Final[dict[str, int]] = {
     "show_key": 64 * 1024,
     "show_status": 64 * 1024,
     "create_client_key": 16 * 1024,
+    "renew_client_key": 16 * 1024,
     "generate_random": RANDOM_SIZE_MAX + ANSWER_SIZE,
 }
 """Bytes of the answers that do not depend on the size of the request."""

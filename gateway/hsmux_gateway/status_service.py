@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import hsmux_native
 from hsmux_protocol import __version__
-from hsmux_protocol.records import TokenRecord
+from hsmux_protocol.records import ExpiryRecord, TokenRecord
 
 from .call import Call
 from .catalog import Catalog
@@ -32,6 +32,7 @@ class StatusService:
         root: Where the root key is, for people.
         store: Which store it is, for people.
         warnings: What an operator should mend, now.
+        expiry: What ends, and when.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class StatusService:
         root: str,
         store: str,
         warnings: Callable[[], list[str]],
+        expiry: Callable[[], ExpiryRecord],
     ) -> None:
         self._catalog = catalog
         self._tokens = tokens
@@ -49,6 +51,7 @@ class StatusService:
         self._root = root
         self._store = store
         self._warnings = warnings
+        self._expiry = expiry
         self._started = time.monotonic()
 
     async def show_status(self, call: Call) -> list[Any]:
@@ -61,6 +64,7 @@ class StatusService:
             self._root,
             self._store,
             self._catalog.revision,
+            self._expiry(),
             self._warnings()[:WARNINGS_MAX],
             [token_record(token) for token in self._tokens.values()],
         ]

@@ -70,6 +70,7 @@ __all__ = [
     "put_network_rule",
     "put_policy",
     "reference_of",
+    "renew_client_key",
     "revoke_client_key",
     "show_access_point",
     "show_client_key",
@@ -246,6 +247,7 @@ def _client_key(record: ClientKeyRecord) -> ClientKey:
         record.state,
         _moment(record.not_before_ms),
         _moment(record.not_after_ms),
+        format_identifier(CLIENT_KEY_PREFIX, record.renews) if record.renews else "",
     )
 
 
@@ -484,21 +486,34 @@ def create_client_key(
     access_point: str, csr: bytes | None, validity_days: int
 ) -> Call[IssuedClientKey]:
     """Issue a client certificate."""
+    name = "create_client_key"
+    return make_call(name, _issued, access_point, _request(name, csr), validity_days)
 
-    def convert(values: list[Any]) -> IssuedClientKey:
-        record, certificate, ca, private_key = values
-        return IssuedClientKey(
-            _client_key(record),
-            pem_of("CERTIFICATE", certificate),
-            pem_of("CERTIFICATE", ca),
-            None if private_key is None else private_key.decode("ascii"),
-        )
 
+def renew_client_key(
+    client_key_id: str | None, csr: bytes | None, force: bool
+) -> Call[IssuedClientKey]:
+    """Issue a client certificate in the place of another; None: of the one that is used."""
+    name = "renew_client_key"
+    renewed = None if client_key_id is None else _client_key_id(name, client_key_id)
+    return make_call(name, _issued, renewed, _request(name, csr), force)
+
+
+def _issued(values: list[Any]) -> IssuedClientKey:
+    record, certificate, ca, private_key = values
+    return IssuedClientKey(
+        _client_key(record),
+        pem_of("CERTIFICATE", certificate),
+        pem_of("CERTIFICATE", ca),
+        None if private_key is None else private_key.decode("ascii"),
+    )
+
+
+def _request(name: str, csr: bytes | None) -> bytes | None:
     try:
-        request = None if csr is None else der_of_request(csr)
+        return None if csr is None else der_of_request(csr)
     except ValueError as error:
-        raise InvalidArgument(f"create_client_key: {error}") from None
-    return make_call("create_client_key", convert, access_point, request, validity_days)
+        raise InvalidArgument(f"{name}: {error}") from None
 
 
 def revoke_client_key(client_key_id: str) -> Call[ClientKey]:
@@ -507,20 +522,24 @@ def revoke_client_key(client_key_id: str) -> Call[ClientKey]:
 
 
 def _with_client_key(name: str, client_key_id: str) -> Call[ClientKey]:
+    return make_call(name, _one(_client_key), _client_key_id(name, client_key_id))
+
+
+def _client_key_id(name: str, client_key_id: str) -> bytes:
     try:
         if not isinstance(client_key_id, str):
             raise ValueError(f"client_key_id: must be text, {CLIENT_KEY_PREFIX}<identifier>")
-        identifier = parse(CLIENT_KEY_PREFIX, client_key_id)
+        return parse(CLIENT_KEY_PREFIX, client_key_id)
     except ValueError as error:
         raise InvalidArgument(f"{name}: {error}") from None
-    return make_call(name, _one(_client_key), identifier)
 
 
 def status() -> Call[Status]:
     """What the gateway is and how it fares."""
 
     def convert(values: list[Any]) -> Status:
-        version, deployment, uptime_s, backend, root, store, revision, warnings, tokens = values
+        version, deployment, uptime_s, backend, root, store, revision, ends, *lists = values
+        warnings, tokens = lists
         return Status(
             version,
             deployment.hex(),
@@ -531,6 +550,10 @@ def status() -> Call[Status]:
             revision,
             tuple(warnings),
             tuple(TokenStatus(*token) for token in tokens),
+            _moment(ends.ca_not_after_ms),
+            _moment(ends.server_not_after_ms),
+            ends.client_keys_ending,
+            ends.client_keys_ended,
         )
 
     return make_call("show_status", convert)

@@ -223,6 +223,7 @@ class ClientKey:
         state: "Enabled", "Disabled" or "Revoked".
         not_before: The certificate's first moment, UTC.
         not_after: The certificate's last moment, UTC.
+        renews: The client key in whose place it was issued, `ck-<base32>`; empty: none.
     """
 
     client_key_id: str
@@ -232,6 +233,7 @@ class ClientKey:
     state: str
     not_before: datetime.datetime
     not_after: datetime.datetime
+    renews: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +289,10 @@ class Status:
         store_revision: Of the last change this process has seen.
         warnings: What an operator should mend.
         tokens: Every configured token.
+        ca_not_after: End of the deployment's CA, UTC.
+        server_not_after: End of the gateway's own certificate, UTC.
+        client_keys_ending: Accepted client keys that end within 30 days and were not renewed.
+        client_keys_ended: Client keys that ended in the last 30 days and were not renewed.
     """
 
     version: str
@@ -298,3 +304,7 @@ class Status:
     store_revision: int
     warnings: tuple[str, ...]
     tokens: tuple[TokenStatus, ...]
+    ca_not_after: datetime.datetime
+    server_not_after: datetime.datetime
+    client_keys_ending: int
+    client_keys_ended: int

@@ -443,6 +443,37 @@ class TrioClient:
         call = _calls.create_client_key(access_point, csr, validity_days)
         return await self._perform(call, timeout_s, idempotency_token)
 
+    async def renew_client_key(
+        self,
+        client_key_id: str | None = None,
+        *,
+        csr: bytes | None = None,
+        force: bool = False,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> IssuedClientKey:
+        """Issue a client key in the place of another, which stays accepted until it ends.
+
+        The new one is of the same access point and is valid as long as the old one was. A client
+        with files it may write renews by itself; this is for everybody else.
+
+        Args:
+            client_key_id: `ck-<identifier>`; None: the one this client uses, for which no policy
+                is needed.
+            csr: A PKCS#10 request with a new key, PEM or DER; None: the gateway makes a private
+                key, which is in the answer and nowhere else.
+            force: Renew what was renewed within the last hour; a policy has to allow it.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes; an answer with a private key is not given twice.
+
+        Raises:
+            NotFound: There is no such client key.
+            WrongState: It is revoked or has ended.
+            Conflict: It was renewed just now, or its access point has too many client keys.
+        """
+        call = _calls.renew_client_key(client_key_id, csr, force)
+        return await self._perform(call, timeout_s, idempotency_token)
+
     async def list_client_keys(self, *, timeout_s: float | None = None) -> list[ClientKey]:
         """All client keys, in the order of their identifiers."""
         return await self._perform_pages(_calls.list_client_keys, timeout_s)

@@ -38,6 +38,7 @@ from .limits import (
 from .records import (
     AccessPointRecord,
     ClientKeyRecord,
+    ExpiryRecord,
     KeyRecord,
     NetworkRuleRecord,
     PolicyRecord,
@@ -45,6 +46,7 @@ from .records import (
 )
 
 __all__ = [
+    "CLIENT_KEYS_MAX",
     "DOCUMENT_SIZE_MAX",
     "ENVELOPE_SIZE_MAX",
     "NETWORKS_MAX",
@@ -68,6 +70,8 @@ NAME_SIZE_MAX: Final = 128
 DESCRIPTION_SIZE_MAX: Final = 8192
 ALIASES_MAX: Final = 100
 VALIDITY_DAYS_MAX: Final = 5 * 366
+CLIENT_KEYS_MAX: Final = 256
+"""Client keys of an access point that are accepted at a time."""
 POLICIES_MAX: Final = 16
 """Policies of an access point, and network rules of one."""
 DOCUMENT_SIZE_MAX: Final = 16 * 1024
@@ -103,6 +107,8 @@ class Operation:
         resource: What a policy may name: "key": the key of its first reference or envelope;
             "new key": the names a key is made with; empty: nothing, so only `*` grants it.
         roles: Roles of policies that grant its permission.
+        own: What a caller may have it for without any grant: "client key": for the client key
+            that it proved; empty: nothing.
         command: The command's verb, or empty where a batch or a client does it.
     """
 
@@ -118,6 +124,7 @@ class Operation:
     plane: Literal["data", "control"] = "data"
     resource: Literal["", "key", "new key"] = ""
     roles: tuple[str, ...] = ()
+    own: Literal["", "client key"] = ""
     command: str = ""
 
 
@@ -196,6 +203,23 @@ CLIENT_KEY_RECORD: Final = Record(
         Field("state", _STATE),
         Field("not_before_ms", _TIME),
         Field("not_after_ms", _TIME),
+        Field("renews", Binary(16)),
+    ),
+)
+_CSR: Final = Field("csr", Optional(Binary(16384, 1)))
+_ISSUED: Final = (
+    Field("client_key", CLIENT_KEY_RECORD),
+    Field("certificate", Binary(16384)),
+    Field("ca_certificate", Binary(16384)),
+    Field("private_key", Optional(Binary(16384))),
+)
+EXPIRY_RECORD: Final = Record(
+    ExpiryRecord,
+    (
+        Field("ca_not_after_ms", _TIME),
+        Field("server_not_after_ms", _TIME),
+        Field("client_keys_ending", Integer(2**32)),
+        Field("client_keys_ended", Integer(2**32)),
     ),
 )
 TOKEN_RECORD: Final = Record(
@@ -215,6 +239,7 @@ RECORDS: Final = (
     CLIENT_KEY_RECORD,
     POLICY_RECORD,
     NETWORK_RULE_RECORD,
+    EXPIRY_RECORD,
     TOKEN_RECORD,
 )
 
@@ -446,15 +471,10 @@ _TABLE: Final = (
         "Issue a client certificate, for a PKCS#10 request or with a gateway-made private key.",
         (
             _ACCESS_POINT,
-            Field("csr", Optional(Binary(16384, 1))),
+            _CSR,
             Field("validity_days", Integer(VALIDITY_DAYS_MAX, 1)),
         ),
-        (
-            Field("client_key", CLIENT_KEY_RECORD),
-            Field("certificate", Binary(16384)),
-            Field("ca_certificate", Binary(16384)),
-            Field("private_key", Optional(Binary(16384))),
-        ),
+        _ISSUED,
         permission="create_client_key",
         roles=("access-admin",),
         changes=True,
@@ -494,6 +514,23 @@ _TABLE: Final = (
         plane="control",
         roles=("access-admin", "auditor"),
         command="client-key show",
+    ),
+    Operation(
+        76,
+        "renew_client_key",
+        "Issue a client certificate with a new key in the place of one that is still accepted.",
+        (
+            Field("client_key_id", Optional(Binary(16, 16))),
+            _CSR,
+            Field("force", Boolean()),
+        ),
+        _ISSUED,
+        permission="renew_client_key",
+        roles=("access-admin",),
+        own="client key",
+        changes=True,
+        plane="control",
+        command="client-key renew",
     ),
     Operation(
         80,
@@ -622,6 +659,7 @@ _TABLE: Final = (
             Field("root", Text(64)),
             Field("store", Text(64)),
             Field("store_revision", Integer(2**63)),
+            Field("expiry", EXPIRY_RECORD),
             Field("warnings", Array(Text(1024), 32)),
             Field("tokens", Array(TOKEN_RECORD, 64)),
         ),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 __all__ = [
     "AccessPointRecord",
     "ClientKeyRecord",
+    "ExpiryRecord",
     "KeyRecord",
     "NetworkRuleRecord",
     "PolicyRecord",
@@ -113,6 +114,7 @@ class ClientKeyRecord(NamedTuple):
         state: Whether it is accepted.
         not_before_ms: Begin of the certificate, in milliseconds since 1970 UTC.
         not_after_ms: Its end.
+        renews: The client key in whose place it was issued, 16 bytes; empty: none.
     """
 
     client_key_id: bytes
@@ -122,6 +124,23 @@ class ClientKeyRecord(NamedTuple):
     state: str
     not_before_ms: int
     not_after_ms: int
+    renews: bytes
+
+
+class ExpiryRecord(NamedTuple):
+    """What ends, and when.
+
+    Attributes:
+        ca_not_after_ms: End of the deployment's CA, in milliseconds since 1970 UTC.
+        server_not_after_ms: End of the gateway's own certificate.
+        client_keys_ending: Accepted client keys that end within 30 days and were not renewed.
+        client_keys_ended: Client keys that ended in the last 30 days and were not renewed.
+    """
+
+    ca_not_after_ms: int
+    server_not_after_ms: int
+    client_keys_ending: int
+    client_keys_ended: int
 
 
 class TokenRecord(NamedTuple):

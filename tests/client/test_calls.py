@@ -47,6 +47,7 @@ CALLS: dict[str, Call[Any]] = {
     "delete_network_rule": _calls.delete_network_rule("n"),
     "list_access_points": _calls.list_access_points(b""),
     "create_client_key": _calls.create_client_key("a", None, 1),
+    "renew_client_key": _calls.renew_client_key(None, None, False),
     "list_client_keys": _calls.list_client_keys(b""),
     "revoke_client_key": _calls.revoke_client_key(format_identifier("ck-", bytes(16))),
     "show_status": _calls.status(),
@@ -97,7 +98,7 @@ def test_a_moment_beyond_all_calendars_is_a_protocol_error() -> None:
 
 
 def test_a_private_key_that_is_no_text_is_a_protocol_error() -> None:
-    record = ClientKeyRecord(bytes(16), "a", bytes(32), "1", "Enabled", 0, 1)
+    record = ClientKeyRecord(bytes(16), "a", bytes(32), "1", "Enabled", 0, 1, b"")
     with pytest.raises(ProtocolError, match="create_client_key"):
         CALLS["create_client_key"].result([record, b"", b"", b"\xff"])
 
@@ -143,6 +144,9 @@ MISTAKES: dict[str, Callable[[], Call[Any]]] = {
     ),
     "create_client_key: validity_days": lambda: unchecked.create_client_key("a", None, 5000),
     "create_access_point: name: must have 1": lambda: unchecked.create_access_point("", "", []),
+    "renew_client_key: csr: must be bytes": lambda: unchecked.renew_client_key(None, "PEM", False),
+    "renew_client_key: 'ap-": lambda: unchecked.renew_client_key("ap-x", None, False),
+    "renew_client_key: force": lambda: unchecked.renew_client_key(None, None, 1),
     "revoke_client_key: client_key_id: must be text": lambda: unchecked.revoke_client_key(5),
     "revoke_client_key: 'ap-": lambda: unchecked.revoke_client_key(
         format_identifier("ap-", bytes(16))

@@ -396,7 +396,7 @@ def test_random_bytes_have_the_length_asked_for(client: RawClient) -> None:
 
 
 def test_status_says_what_it_is(client: RawClient) -> None:
-    version, deployment, _, backend, root, store, revision, warnings, tokens = client.call(
+    version, deployment, _, backend, root, store, revision, _, warnings, tokens = client.call(
         "show_status"
     )
     assert (len(deployment), root, store, tokens) == (16, "file (development)", "sqlite", [])

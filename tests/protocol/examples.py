@@ -25,6 +25,7 @@ from hsmux_protocol.limits import ID_MAX
 from hsmux_protocol.records import (
     AccessPointRecord,
     ClientKeyRecord,
+    ExpiryRecord,
     KeyRecord,
     NetworkRuleRecord,
     PolicyRecord,
@@ -58,8 +59,9 @@ _DOCUMENT: Final = (
     '{"statements":[{"effect":"allow","resources":["alias/orders"],"role":"crypto-user"}]}'
 )
 CLIENT_KEY_RECORD: Final = ClientKeyRecord(
-    KEY_ID, "ledger", bytes(32), "0a1b2c", "Enabled", TIME_MS, TIME_MS + 1
+    KEY_ID, "ledger", bytes(32), "0a1b2c", "Enabled", TIME_MS, TIME_MS + 1, b""
 )
+EXPIRY_RECORD: Final = ExpiryRecord(TIME_MS + 2, TIME_MS + 1, 3, 1)
 TOKEN_RECORD: Final = TokenRecord("main", "down", 2, 1, 0, 0)
 
 
@@ -140,11 +142,18 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
     "create_client_key": OperationExample(
         ("ledger", None, 90), (CLIENT_KEY_RECORD, b"0\x00", b"0\x00", b"0\x00")
     ),
+    "renew_client_key": OperationExample(
+        (KEY_ID, b"0\x00", False),
+        (CLIENT_KEY_RECORD._replace(renews=KEY_ID), b"0\x00", b"0\x00", None),
+    ),
     "list_client_keys": OperationExample((b"", 100), ([CLIENT_KEY_RECORD], b"")),
     "revoke_client_key": OperationExample((KEY_ID,), (CLIENT_KEY_RECORD,)),
     "show_status": OperationExample(
         (),
-        ("0.1.0", KEY_ID, 60, "openssl", "hsm", "sqlite", 7, ["one KEK seal"], [TOKEN_RECORD]),
+        (
+            *("0.1.0", KEY_ID, 60, "openssl", "hsm", "sqlite", 7, EXPIRY_RECORD),
+            *(["one KEK seal"], [TOKEN_RECORD]),
+        ),
     ),
 }
 

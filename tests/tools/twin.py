@@ -290,7 +290,19 @@ class ClientTwin:
         tokens = (TokenStatus("main", "up", 2, 1, 0, 3),)
         warnings = ("one root only",)
         return Status(
-            "1.2.3", "00" * 16, 60, "openssl", "token main", "sqlite", 7, warnings, tokens
+            "1.2.3",
+            "00" * 16,
+            60,
+            "openssl",
+            "token main",
+            "sqlite",
+            7,
+            warnings,
+            tokens,
+            MOMENT,
+            MOMENT,
+            0,
+            0,
         )
 
 

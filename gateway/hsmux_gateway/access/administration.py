@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -33,6 +34,7 @@ from ..store.transaction import Reader, Transaction
 from .authority import check_request, issue
 from .identities import spki_sha256
 from .policy_service import require_network_rules, require_policies
+from .renewal import refuse_renewal, renewed_validity, require_room
 from .rules import lines_of
 from .safeguards import Safeguards
 
@@ -48,8 +50,10 @@ class Authority(Protocol):
         """The CA's private key; using it blocks, so only in a thread."""
 
 
-def client_key_row(certificate: x509.Certificate, access_point_id: bytes) -> ClientKeyRow:
-    """The row of a client key for its certificate."""
+def client_key_row(
+    certificate: x509.Certificate, access_point_id: bytes, *, renews: bytes = b""
+) -> ClientKeyRow:
+    """The row of a client key for its certificate, which may be in the place of another's."""
     return ClientKeyRow(
         client_key_id=os.urandom(16),
         access_point_id=access_point_id,
@@ -60,6 +64,7 @@ def client_key_row(certificate: x509.Certificate, access_point_id: bytes) -> Cli
         not_after_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         state="Enabled",
         created_at_ms=now_ms(),
+        renews=renews,
     )
 
 
@@ -222,8 +227,52 @@ class AdministrationService:
         private_key, certificate = await self._certify(call, owner.name, csr, validity)
         row = client_key_row(certificate, owner.access_point_id)
 
+        def check(transaction: Transaction) -> None:
+            require_room(_keys_of(transaction, owner), now_ms())
+
+        return await self._store_issued(call, owner, row, certificate, private_key, check)
+
+    async def renew_client_key(
+        self, call: Call, client_key_id: bytes | None, csr: bytes | None, force: bool
+    ) -> list[Any]:
+        """A certificate for another key in the place of one that stays accepted until its end."""
+        renewed_id = client_key_id or call.principal.client_key_id
+        found = self._catalog.client_keys.get(renewed_id)
+        if found is None:
+            raise NotFound("there is no such client key")
+        owner = self._catalog.access_points[found.access_point_id]
+        known = self._catalog.client_keys_of[owner.access_point_id]
+        # Before the CA's key is asked for anything, and again when it is certain.
+        refuse_renewal(
+            found, [self._catalog.client_keys[one] for one in known], now_ms(), force=force
+        )
+        ca_ends = self._authority.certificate.not_valid_after_utc
+        validity = renewed_validity(found, ca_ends, datetime.datetime.now(datetime.UTC))
+        private_key, certificate = await self._certify(call, owner.name, csr, validity)
+        row = client_key_row(certificate, owner.access_point_id, renews=renewed_id)
+
+        def check(transaction: Transaction) -> None:
+            key = transaction.get(ClientKeyRow, renewed_id)
+            if key is None:
+                raise NotFound("there is no such client key")
+            refuse_renewal(key, _keys_of(transaction, owner), now_ms(), force=force)
+
+        return await self._store_issued(call, owner, row, certificate, private_key, check)
+
+    async def _store_issued(
+        self,
+        call: Call,
+        owner: AccessPointRow,
+        row: ClientKeyRow,
+        certificate: x509.Certificate,
+        private_key: bytes | None,
+        check: Callable[[Transaction], None],
+    ) -> list[Any]:
+        """Store a client key that was certified, if the transaction's check lets it pass."""
+
         def effect(transaction: Transaction) -> list[Any]:
             self._standing(transaction, owner)
+            check(transaction)
             transaction.insert(row)
             return [
                 self._client_key_record(row),
@@ -279,6 +328,7 @@ class AdministrationService:
             row.state,
             row.not_before_ms,
             row.not_after_ms,
+            row.renews,
         )
 
     async def revoke_client_key(self, call: Call, client_key_id: bytes) -> list[Any]:
@@ -300,6 +350,11 @@ class AdministrationService:
         if client_key_id == call.principal.client_key_id:
             raise Conflict("a client key cannot revoke itself; use another one")
         return await self._effects.apply(call, effect)
+
+
+def _keys_of(reader: Reader, owner: AccessPointRow) -> list[ClientKeyRow]:
+    """Every client key that an access point ever had."""
+    return reader.select(ClientKeyRow, access_point_id=owner.access_point_id)
 
 
 def _make_key() -> tuple[bytes | None, CertificatePublicKeyTypes]:

@@ -20,7 +20,7 @@ from ..keys.batches import read_column
 from .patterns import Resource
 from .policy import ITEMS
 
-__all__ = ["CONTEXTS_MAX", "contexts_of", "name_of", "resource_of", "size_of"]
+__all__ = ["CONTEXTS_MAX", "contexts_of", "is_own", "name_of", "resource_of", "size_of"]
 
 CONTEXTS_MAX: Final = 256
 """Different contexts of a batch that policies look at: they are parsed in one go, before anything
@@ -110,6 +110,18 @@ def contexts_of(call: Call) -> tuple[Mapping[str, str], ...]:
         return tuple(map(parse_context, encoded))
     except RemoteProtocolError as error:
         raise InvalidArgument(f"contexts: {error}") from None
+
+
+def is_own(call: Call) -> bool:
+    """Whether a call is about the client key that its caller proved, and asks for no more than its
+    operation lets callers have of that.
+    """
+    if call.operation.own != "client key" or not call.principal.client_key_id:
+        return False
+    arguments = _by_name(call)
+    if not arguments or arguments.get("force"):
+        return False
+    return arguments["client_key_id"] in (None, call.principal.client_key_id)
 
 
 def size_of(call: Call) -> int:

@@ -3,7 +3,8 @@
 Certificates follow RFC 5280: version 3, basic constraints, key usage, extended key usage, subject
 and authority key identifiers. A client certificate is good for client authentication only, the
 server's for server authentication only, and the CA may not sign further CAs. Requests with weak
-keys or broken signatures are refused, and nothing of a request but its public key is taken over.
+keys or broken signatures are refused, and so are those that ask for names or rights beside the
+subject. Nothing of a request but its public key is taken over.
 
 The CA's private key is a token object where there is an HSM, and a sealed software key where there
 is none. Both are reached through `cryptography`'s builders: a token object by a private key class
@@ -44,6 +45,13 @@ RSA_BITS_MIN: Final = 2048
 RSA_BITS_MAX: Final = 4096
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
+
+_HARMLESS: Final = {
+    x509.SubjectKeyIdentifier.oid,
+    x509.KeyUsage.oid,
+    x509.ExtendedKeyUsage.oid,
+}
+"""Extensions that tools put into every request; they are not taken over."""
 
 COMMON_NAME_SIZE_MAX: Final = 64
 """Bytes of UTF-8 of a common name (RFC 5280 appendix A.1, ub-common-name)."""
@@ -168,7 +176,18 @@ def check_request(der: bytes) -> x509.CertificateSigningRequest:
         raise ValueError("the key must be RSA of 2048 to 4096 bits, or EC P-256, P-384 or P-521")
     if not _is_signed(request):
         raise ValueError("the request is not signed by its own key")
+    if _asks_for_names(request):
+        raise ValueError("the request asks for other names; a client key has only its access point")
     return request
+
+
+def _asks_for_names(request: x509.CertificateSigningRequest) -> bool:
+    """Whether a request wants more than its key certified; its subject is what it calls itself."""
+    try:
+        wanted = {extension.oid for extension in request.extensions}
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+        return True
+    return not wanted <= _HARMLESS
 
 
 def _is_strong(key: CertificatePublicKeyTypes) -> bool:

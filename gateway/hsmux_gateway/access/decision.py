@@ -1,7 +1,8 @@
 """The decision: may this be done? A pure function of facts; the engine asks it for every request.
 
 What no rule allows is denied; a rule that denies wins over all that allow. Before any rule, the
-caller must still be who it was when the connection was made.
+caller must still be who it was when the connection was made. What the operation table lets callers
+have for what is their own needs no rule that allows it, and a rule can deny it.
 
 A decision says which kinds of facts it depends on and until when it holds, so that whoever keeps
 one knows when to ask again:
@@ -26,6 +27,7 @@ from .patterns import Resource
 __all__ = [
     "DEFAULT_DENIAL",
     "OUTSIDE",
+    "OWN",
     "CallFacts",
     "Decision",
     "decide",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 DEFAULT_DENIAL: Final = "no statement allows it"
+OWN: Final = "it is its own"
 OUTSIDE: Final = "the address is in no network rule of the access point"
 
 
@@ -54,6 +57,8 @@ class CallFacts(NamedTuple):
         peer_address: Where the request came from, an IP address.
         contexts: The encryption contexts of all items, if a rule looks at them.
         size: Bytes of the largest item, if a rule looks at it.
+        is_own: Whether it is about nothing but what the caller proved, and of an operation that
+            lets callers have that.
     """
 
     access_point_enabled: bool
@@ -68,6 +73,7 @@ class CallFacts(NamedTuple):
     peer_address: str = ""
     contexts: tuple[Mapping[str, str], ...] = ()
     size: int = 0
+    is_own: bool = False
 
 
 class Decision(NamedTuple):
@@ -112,7 +118,9 @@ def decide(facts: CallFacts) -> Decision:
     decision = _decide_one(facts)
     for permission in facts.also:
         if decision.allowed:
-            further = _decide_one(facts._replace(permission=permission, resource=None))
+            further = _decide_one(
+                facts._replace(permission=permission, resource=None, is_own=False)
+            )
             decision = Decision(
                 further.allowed,
                 f"{decision.statement}; {permission}: {further.statement}",
@@ -133,12 +141,12 @@ def _decide_one(facts: CallFacts) -> Decision:
         if _holds(rule, facts):
             effect = "allowed by" if rule.is_allowing else "denied by"
             return Decision(rule.is_allowing, f"{effect} {rule.label}", depends_on, until_ms)
-    return Decision(False, DEFAULT_DENIAL, depends_on, until_ms)
+    return Decision(facts.is_own, OWN if facts.is_own else DEFAULT_DENIAL, depends_on, until_ms)
 
 
 def decide_again(facts: CallFacts) -> Decision:
     """`decide`, remembered with the grants where only policies and resource were looked at."""
-    if unknown_because(facts) or facts.also or not facts.is_inside:
+    if unknown_because(facts) or facts.also or facts.is_own or not facts.is_inside:
         return decide(facts)
     asked, remembered = (facts.permission, facts.resource), facts.grants.remembered
     found: Decision | None = remembered.get(asked)

@@ -18,7 +18,7 @@ from hsmux_protocol.errors import Unauthenticated, Unavailable
 
 from ..call import Call, Principal
 from ..catalog import Catalog
-from .asked import contexts_of, resource_of, size_of
+from .asked import contexts_of, is_own, resource_of, size_of
 from .decision import CallFacts
 from .patterns import Resource
 from .rules import AccessRules
@@ -134,6 +134,7 @@ class Identities:
             address,
             contexts_of(call) if "context" in needs else (),
             size_of(call) if "size" in needs else 0,
+            is_own(call),
         )
 
     def _gives_names(self, call: Call, resource: Resource | None) -> bool:

@@ -73,7 +73,8 @@ def _resource(call: Call) -> str:
     """What a call is about, as the caller named it."""
     fields = call.operation.arguments
     if fields and call.arguments and fields[0].name in _SUBJECTS:
-        subject: str | bytes = call.arguments[0]
+        # The one subject that may be left out is the caller's own client key.
+        subject: str | bytes = call.arguments[0] or call.principal.client_key_id
         return subject.hex() if isinstance(subject, bytes) else subject
     return name_of(call)
 

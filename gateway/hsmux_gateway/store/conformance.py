@@ -101,7 +101,7 @@ def sample_rows() -> list[Row]:
         ),
         ClientKeyRow(
             b"C" * 16, _ACCESS_POINT, b"s" * 32, "01ab", "CN=mail", _NOW_MS, _NOW_MS + 1, "Enabled",
-            _NOW_MS,
+            _NOW_MS, b"B" * 16,
         ),
         PolicyRow("a", "{}", _NOW_MS),
         PolicyRow("gone", "", _NOW_MS),

@@ -287,7 +287,11 @@ class NetworkRuleRow(Row, frozen=True):
 
 
 class ClientKeyRow(Row, frozen=True):
-    """A client key of an access point: SHA-256 of the SubjectPublicKeyInfo DER identifies it."""
+    """A client key of an access point: SHA-256 of the SubjectPublicKeyInfo DER identifies it.
+
+    Attributes:
+        renews: The client key in whose place it was issued; empty: none.
+    """
 
     client_key_id: bytes
     access_point_id: bytes
@@ -298,6 +302,7 @@ class ClientKeyRow(Row, frozen=True):
     not_after_ms: int
     state: str
     created_at_ms: int
+    renews: bytes = b""
     row_revision: int = 0
 
 
@@ -381,7 +386,7 @@ class Table(Generic[R]):
         secret: Columns that are kept only inside the seal, the last of the struct.
         json: Clear columns that hold a map of texts and are stored as canonical JSON.
         references: Columns that name the row of another table by its primary key, and that table.
-        indexed: Columns that rows are found by below a bound.
+        indexed: Columns that rows are found by, or below a bound of.
         followed: Whether processes keep its rows in memory and follow its changes.
     """
 
@@ -455,6 +460,7 @@ CLIENT_KEYS: Final = Table(
     ("client_key_id",),
     unique=(("spki_sha256",),),
     references=(("access_point_id", "access_points"),),
+    indexed=("access_point_id",),
     followed=True,
 )
 POLICIES: Final = Table("policies", PolicyRow, ("name",), followed=True)

@@ -35,6 +35,7 @@ def upgrade() -> None:
         "settings",
     ):
         op.create_index(f"{table}_row_revision_index", table, ["row_revision"])
+    op.create_index("client_keys_access_point_id_index", "client_keys", ["access_point_id"])
     op.create_index("intents_lease_until_ms_index", "intents", ["lease_until_ms"])
     op.create_index("idempotency_created_at_ms_index", "idempotency", ["created_at_ms"])
 
@@ -191,6 +192,7 @@ def _access_tables() -> None:
         _column("not_after_ms", INTEGER),
         _column("state", TEXT),
         _column("created_at_ms", INTEGER),
+        _column("renews", BYTES),
         _key("client_keys", "client_key_id"),
         _unique("client_keys", "spki_sha256"),
         _reference("client_keys", "access_point_id", "access_points"),
