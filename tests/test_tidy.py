@@ -32,7 +32,7 @@ PACKAGES: Final = {
 
 THIRD_PARTY: Final = {
     "hsmux_protocol": {"msgpack"},
-    "hsmux": {"msgpack", "trio"},
+    "hsmux": {"cryptography", "msgpack", "trio"},
     "hsmux_native": {"cffi"},
     "hsmux_gateway": {
         *("alembic", "asn1crypto", "cryptography", "h11", "msgpack", "msgspec", "pkcs11"),

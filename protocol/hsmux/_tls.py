@@ -31,6 +31,7 @@ from typing import Final
 from hsmux_protocol.connection import ALPN
 from hsmux_protocol.errors import InvalidArgument, Unauthenticated
 
+from ._pair import load_pair
 from .profiles import Profile
 
 __all__ = ["ClientClosed", "ConnectionLost", "TlsChannel", "make_client_context"]
@@ -102,8 +103,7 @@ def make_client_context(profile: Profile) -> ssl.SSLContext:
         ) from None
     _check_private_key(profile.private_key)
     try:
-        # An encrypted key would make OpenSSL ask on the terminal; an empty password refuses it.
-        context.load_cert_chain(profile.certificate, profile.private_key, password="")
+        load_pair(context, profile.certificate, profile.private_key)
     except (OSError, ValueError) as error:
         raise InvalidArgument(
             f"certificate, private_key: {profile.certificate}, {profile.private_key}: "

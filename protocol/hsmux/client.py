@@ -28,6 +28,7 @@ from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
 from ._blocking import BlockingLink, Ticket, Waiter, connect_socket
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
+from ._renewal import Renewal
 from ._retry import CONNECT_TIMEOUT_S, FAILURES, Effort, check_timeout, unreachable
 from ._tls import ClientClosed, ConnectionLost, make_client_context
 from .profiles import Profile, resolve_profile, split_address
@@ -84,6 +85,7 @@ class Client:
     def _begin(self) -> None:
         """Without a connection, as a new client or as one in a new process."""
         self._lock = threading.Lock()
+        self._renewal = Renewal(self._profile)
         self._link: BlockingLink | None = None
         self._opening: BlockingLink | None = None
         self._leaving: list[BlockingLink] = []
@@ -101,6 +103,7 @@ class Client:
         private_key: str | os.PathLike[str] | None = None,
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
+        renewal: str | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Self:
         """Connect to a gateway; what is not given comes from a profile.
@@ -112,6 +115,10 @@ class Client:
             private_key: PEM file of its private key, for its owner only.
             ca: PEM file of the CA of the gateway's certificate.
             server_name: The name the gateway's certificate must have; None: the address' host.
+            renewal: "auto": the client key is renewed when two thirds of its life are over, if the
+                files can be written, with a private key that is made here if `cryptography` is
+                installed and by the gateway otherwise; "own-key": made here or not at all; "off":
+                not renewed. None: as the profile says, or "auto".
             timeout_s: Seconds for connecting, now and whenever the connection must be replaced.
 
         Raises:
@@ -127,6 +134,7 @@ class Client:
             private_key=private_key,
             ca=ca,
             server_name=server_name,
+            renewal=renewal,
         )
         client = cls(resolved, timeout_s)
         try:
@@ -162,6 +170,7 @@ class Client:
                     each.close()
             for waiter in (*self._waiting, *self._pausing):
                 waiter.wake()
+        self._renewal.finish()
 
     # Using keys
 
@@ -683,6 +692,7 @@ class Client:
     ) -> tuple[BlockingLink, Ticket]:
         now = time.monotonic()
         effort.check(now)
+        self._renewal.look()
         link = self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
         return link, link.submit(call.operation, call.arguments, options, effort.deadline)
 
@@ -775,8 +785,8 @@ class Client:
                 with self._lock:
                     if self._is_closed:
                         raise ClientClosed
-                    if self._link is not None and self._link.link.is_open:
-                        return self._link
+                    if (link := self._open_link()) is not None and not self._renewal.is_stale:
+                        return link
                     if self._is_connecting:
                         self._waiting[waiter] = None
                     else:
@@ -786,8 +796,10 @@ class Client:
                     if remaining_s <= 0:
                         raise ConnectionLost("another thread is still connecting")
                     waiter.sleep(remaining_s)
-            self._retire_link()
-            return self._connect(deadline)
+            if (link := self._open_link()) is None:
+                self._retire_link()
+                return self._connect(deadline)
+            return self._connect_anew(link, deadline)
         finally:
             if is_mine:
                 # Before the lock, which an interrupted thread may not get.
@@ -798,8 +810,23 @@ class Client:
                     for each in self._waiting:
                         each.wake()
 
+    def _open_link(self) -> BlockingLink | None:
+        return self._link if self._link is not None and self._link.link.is_open else None
+
+    def _connect_anew(self, link: BlockingLink, deadline: float) -> BlockingLink:
+        """A connection with the client key that the files hold now; without one, the old one goes
+        on.
+        """
+        now = time.monotonic()
+        try:
+            return self._connect(now + (deadline - now) / 2)
+        except ClientClosed:
+            raise
+        except (ConnectionLost, HsmuxError):
+            return link
+
     def _retire_link(self) -> None:
-        """Let a connection that is not open any more go when its last request is answered."""
+        """Let a connection go when its last request is answered."""
         with self._lock:
             if self._link is None:
                 return
@@ -812,6 +839,7 @@ class Client:
 
     def _connect(self, deadline: float) -> BlockingLink:
         """Try the addresses in turn; only one thread does at a time."""
+        self._renewal.took()
         context = make_client_context(self._profile)
         failures: list[tuple[str, HsmuxError | ConnectionLost]] = []
         for address, until in self._addresses.turns(deadline):
@@ -851,10 +879,14 @@ class Client:
         Raises:
             ClientClosed: The client was closed meanwhile.
         """
+        if link is not None:
+            # One that is still open serves until there is another.
+            self._retire_link()
         with self._lock:
             if self._is_closed:
                 raise ClientClosed
-            self._opening, self._link = opening, link
+            self._opening = opening
+            self._link = link or self._link
 
 
 def _begin_in_child() -> None:

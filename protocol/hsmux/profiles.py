@@ -29,6 +29,10 @@ from typing import Any, Final
 from hsmux_protocol.errors import InvalidArgument, NotFound
 
 __all__ = [
+    "AUTO",
+    "OFF",
+    "OWN_KEY",
+    "RENEWALS",
     "Profile",
     "check_profile_files",
     "check_profile_name",
@@ -41,6 +45,12 @@ __all__ = [
     "split_address",
     "use_profile",
 ]
+
+AUTO, OWN_KEY, OFF = "auto", "own-key", "off"
+RENEWALS: Final = (AUTO, OWN_KEY, OFF)
+"""How a client key is renewed by the clients that use it: `own-key` never asks the gateway to make
+the private key.
+"""
 
 ENVIRONMENT: Final = "HSMUX_PROFILE"
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -59,6 +69,7 @@ class Profile:
         ca: PEM file of the CA that signs the gateway's certificate.
         server_name: The name or IP address the gateway's certificate must have; None: the
             address' host.
+        renewal: One of `RENEWALS`.
     """
 
     addresses: tuple[str, ...]
@@ -66,6 +77,7 @@ class Profile:
     private_key: str
     ca: str
     server_name: str | None = None
+    renewal: str = AUTO
 
 
 def profiles_path() -> Path:
@@ -175,6 +187,7 @@ def resolve_profile(
     private_key: str | os.PathLike[str] | None,
     ca: str | os.PathLike[str] | None,
     server_name: str | None,
+    renewal: str | None = None,
 ) -> Profile:
     """What is given, completed from a profile where something is missing.
 
@@ -193,12 +206,14 @@ def resolve_profile(
         "ca": None if ca is None else os.fspath(ca),
     }
     if profile is None and all(value is not None for value in given.values()):
-        resolved = Profile(**given, server_name=server_name)
+        resolved = Profile(**given, server_name=server_name, renewal=renewal or AUTO)
     else:
         base = load_profile(profile)
         changes = {name: value for name, value in given.items() if value is not None}
         if server_name is not None:
             changes["server_name"] = server_name
+        if renewal is not None:
+            changes["renewal"] = renewal
         resolved = replace(base, **changes)
     _check(profile or "(arguments)", resolved)
     return resolved
@@ -220,6 +235,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 _PATHS: Final = ("certificate", "private_key", "ca")
 _FIELDS: Final = tuple(field.name for field in fields(Profile))
+_REQUIRED: Final = ("addresses", *_PATHS)
 
 
 def _absolute(path: str) -> str:
@@ -239,6 +255,8 @@ def _check(name: str, profile: Profile) -> None:
             raise InvalidArgument(f"profile {name}: {path}: the path of a PEM file")
     if profile.server_name is not None and not isinstance(profile.server_name, str):
         raise InvalidArgument(f"profile {name}: server_name: a name or an IP address")
+    if profile.renewal not in RENEWALS:
+        raise InvalidArgument(f"profile {name}: renewal: one of {', '.join(RENEWALS)}")
 
 
 def _read() -> tuple[str | None, dict[str, Profile]]:
@@ -260,7 +278,7 @@ def _read() -> tuple[str | None, dict[str, Profile]]:
 def _parse(path: Path, name: str, table: object) -> Profile:
     if not isinstance(table, dict):
         raise InvalidArgument(f"{path}: profiles.{name} must be a table")
-    missing = [field for field in _FIELDS[:-1] if field not in table]
+    missing = [field for field in _REQUIRED if field not in table]
     unknown = [field for field in table if field not in _FIELDS]
     if missing or unknown:
         problem = f"has no {missing[0]}" if missing else f"has an unknown entry {unknown[0]!r}"
@@ -281,7 +299,7 @@ def _write(default: str | None, profiles: Mapping[str, Profile]) -> None:
         lines.append(f"addresses = [{addresses}]")
         for field in _FIELDS[1:]:
             value = getattr(profile, field)
-            if value is not None:
+            if value is not None and (field, value) != ("renewal", AUTO):
                 lines.append(f"{field} = {_quoted(value)}")
     path = profiles_path()
     try:

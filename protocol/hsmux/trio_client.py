@@ -22,6 +22,7 @@ from ._addresses import Addresses, why_none
 from ._batches import WINDOW, Batch, Batches, decrypt_many, encrypt_many
 from ._calls import VALIDITY_DAYS_DEFAULT, Call, KeyName, Page
 from ._link import Link
+from ._renewal import Renewal
 from ._retry import CONNECT_TIMEOUT_S, FAILURES, Effort, check_timeout, unreachable
 from ._tls import ClientClosed, ConnectionLost, make_client_context
 from ._trio_link import TrioLink, TrioTicket, connect_socket
@@ -62,6 +63,7 @@ class TrioClient:
         self._opening: TrioLink | None = None
         self._leaving: list[TrioLink] = []
         self._closed = trio.Event()
+        self._renewal = Renewal(profile)
 
     @classmethod
     def connect(
@@ -73,6 +75,7 @@ class TrioClient:
         private_key: str | os.PathLike[str] | None = None,
         ca: str | os.PathLike[str] | None = None,
         server_name: str | None = None,
+        renewal: str | None = None,
         timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> Self:
         """A client that connects when it is entered; what is not given comes from a profile.
@@ -84,6 +87,10 @@ class TrioClient:
             private_key: PEM file of its private key, for its owner only.
             ca: PEM file of the CA of the gateway's certificate.
             server_name: The name the gateway's certificate must have; None: the address' host.
+            renewal: "auto": the client key is renewed when two thirds of its life are over, if the
+                files can be written, with a private key that is made here if `cryptography` is
+                installed and by the gateway otherwise; "own-key": made here or not at all; "off":
+                not renewed. None: as the profile says, or "auto".
             timeout_s: Seconds for connecting, now and whenever the connection must be replaced.
 
         Raises:
@@ -97,6 +104,7 @@ class TrioClient:
             private_key=private_key,
             ca=ca,
             server_name=server_name,
+            renewal=renewal,
         )
         return cls(resolved, timeout_s)
 
@@ -130,6 +138,9 @@ class TrioClient:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+        if self._renewal.is_running:
+            # It has a thread and a connection of its own, and ends soon.
+            await trio.to_thread.run_sync(self._renewal.finish, abandon_on_cancel=True)
         await trio.lowlevel.checkpoint_if_cancelled()
 
     def close(self) -> None:
@@ -663,6 +674,7 @@ class TrioClient:
     ) -> tuple[TrioLink, TrioTicket]:
         now = trio.current_time()
         effort.check(now)
+        self._renewal.look()
         link = await self._usable_link(min(effort.deadline, now + self._connect_timeout_s))
         return link, await link.submit(call.operation, call.arguments, options, effort.deadline)
 
@@ -745,14 +757,16 @@ class TrioClient:
             HsmuxError: It is refused.
             ConnectionLost: No address answers, or the client is closed.
         """
-        if (link := self._open_link()) is not None:
+        if (link := self._open_link()) is not None and not self._renewal.is_stale:
             return link
         with trio.move_on_at(deadline):
             async with self._connecting:
-                if (link := self._open_link()) is not None:
+                if (link := self._open_link()) is None:
+                    self._retire_link()
+                    return await self._connect(deadline)
+                if not self._renewal.is_stale:
                     return link
-                self._retire_link()
-                return await self._connect(deadline)
+                return await self._connect_anew(link, deadline)
         raise ConnectionLost("the gateway did not answer in time")
 
     def _open_link(self) -> TrioLink | None:
@@ -760,8 +774,20 @@ class TrioClient:
             raise ClientClosed
         return self._link if self._link is not None and self._link.link.is_open else None
 
+    async def _connect_anew(self, link: TrioLink, deadline: float) -> TrioLink:
+        """A connection with the client key that the files hold now; without one, the old one goes
+        on.
+        """
+        now = trio.current_time()
+        try:
+            return await self._connect(now + (deadline - now) / 2)
+        except ClientClosed:
+            raise
+        except (ConnectionLost, HsmuxError):
+            return link
+
     def _retire_link(self) -> None:
-        """Let a connection that is not open any more go when its last request is answered."""
+        """Let a connection go when its last request is answered."""
         if self._link is None:
             return
         self._leaving = [each for each in self._leaving if not each.is_closed]
@@ -773,6 +799,7 @@ class TrioClient:
 
     async def _connect(self, deadline: float) -> TrioLink:
         """Try the addresses in turn; only one task does at a time."""
+        self._renewal.took()
         context = make_client_context(self._profile)
         failures: list[tuple[str, HsmuxError | ConnectionLost]] = []
         for address, until in self._addresses.turns(deadline):
@@ -800,6 +827,8 @@ class TrioClient:
             if self._closed.is_set():
                 raise ClientClosed
             await opening.open()
+            # One that is still open serves until there is another.
+            self._retire_link()
             self._link = opening
         except BaseException:
             opening.close()

@@ -291,6 +291,24 @@ class TestAccess:
         (issued,) = deployment.client_keys
         check_refused(result, 1, f"hsmux client-key revoke {issued.client_key_id}")
 
+    def test_renew(self, deployment: Deployment, run: Run, tmp_path: Path) -> None:
+        run(*self.CREATE)
+        (first,) = deployment.client_keys
+        renew = ("client-key", "renew", first.client_key_id)
+        assert run(*renew, "--out", "second", "--field", "renews").stdout == (
+            f"{first.client_key_id}\n"
+        )
+        assert "PRIVATE KEY" in (tmp_path / "second.key").read_text()
+        assert mode_of(tmp_path / "second.key") == 0o600
+        (tmp_path / "request").write_bytes(b"csr")
+        words = (*renew, "--csr", "request", "--out", "third", "--force")
+        assert run(*words).exit_code == 0 and not (tmp_path / "third.key").exists()
+        assert ("force", None) in deployment.calls
+        check_refused(run(*words), 2, "third.pem is there already")
+        check_refused(run(*renew), 2, "--out PREFIX")
+        check_refused(run("client-key", "renew", "--csr", "request"), 2, "--out PREFIX")
+        assert len(deployment.client_keys) == 3
+
     def test_revoke(self, deployment: Deployment, run: Run) -> None:
         run(*self.CREATE)
         (issued,) = deployment.client_keys

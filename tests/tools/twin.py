@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -268,6 +268,22 @@ class ClientTwin:
         held.client_keys.append(made)
         private_key = None if csr else "-----BEGIN PRIVATE KEY-----\n"
         return IssuedClientKey(made, "certificate\n", "ca\n", private_key)
+
+    def renew_client_key(
+        self,
+        client_key_id: str | None = None,
+        *,
+        csr: bytes | None = None,
+        force: bool = False,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> IssuedClientKey:
+        self._begin("force" if force else "renew_client_key", timeout_s)
+        renewed = client_key_id or self._held.client_keys[0].client_key_id
+        issued = self.create_client_key("billing", csr=csr)
+        made = replace(issued.client_key, renews=renewed)
+        self._held.client_keys[-1] = made
+        return replace(issued, client_key=made)
 
     def list_client_keys(self, *, timeout_s: float | None = None) -> list[ClientKey]:
         return self._begin("list_client_keys", timeout_s).client_keys

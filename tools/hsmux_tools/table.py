@@ -73,6 +73,7 @@ SECTIONS: Final[dict[str, tuple[Entry, ...]]] = {
         Entry("client-key create", "access", "create_client_key", "Issue a client key."),
         Entry("client-key list", "access", "list_client_keys", "List client keys."),
         Entry("client-key show", "access", "show_client_key", "Show one client key."),
+        Entry("client-key renew", "access", "renew_client_key", "Renew a client key."),
         Entry("client-key revoke", "access", "revoke_client_key", "Refuse a client key for ever."),
     ),
     "Run a gateway": (

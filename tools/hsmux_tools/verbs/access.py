@@ -1,4 +1,6 @@
-"""`hsmux access-point create|list|show|update|delete` and `client-key create|list|show|revoke`."""
+"""`hsmux access-point create|list|show|update|delete` and `hsmux client-key
+create|list|show|renew|revoke`.
+"""
 
 import os
 from collections.abc import Callable
@@ -25,6 +27,7 @@ __all__ = [
     "delete_access_point",
     "list_access_points",
     "list_client_keys",
+    "renew_client_key",
     "revoke_client_key",
     "show_access_point",
     "show_client_key",
@@ -194,14 +197,7 @@ def create_client_key(
         issued = client.create_client_key(
             access_point, csr=request, validity_days=validity_days, timeout_s=settings.timeout_s
         )
-    try:
-        _write_files(paths, issued)
-    except OSError as error:
-        raise Failure(
-            f"{error.filename or prefix}: {error.strerror}; the client key was issued but is not "
-            f"saved: run `hsmux client-key revoke {issued.client_key.client_key_id}` and try again",
-            EXIT_FAILED,
-        ) from None
+    _save(paths, issued, prefix)
     if profile_name is not None:
         _add_profile(settings, profile_name, paths)
     show_record(record_of(issued.client_key), settings)
@@ -220,6 +216,18 @@ def _free_paths(prefix: str, *, with_key: bool) -> tuple[Path, Path, Path]:
     if not os.access(certificate.parent, os.W_OK | os.X_OK):
         raise Failure(f"{certificate.parent}: files cannot be written there", EXIT_USAGE)
     return certificate, private_key, ca
+
+
+def _save(paths: tuple[Path, Path, Path], issued: "IssuedClientKey", prefix: str) -> None:
+    """Write what was issued, or say what to do about it."""
+    try:
+        _write_files(paths, issued)
+    except OSError as error:
+        raise Failure(
+            f"{error.filename or prefix}: {error.strerror}; the client key was issued but is not "
+            f"saved: run `hsmux client-key revoke {issued.client_key.client_key_id}` and try again",
+            EXIT_FAILED,
+        ) from None
 
 
 def _write_files(paths: tuple[Path, Path, Path], issued: "IssuedClientKey") -> None:
@@ -262,6 +270,64 @@ def show_client_key(settings: Settings, client_key: str) -> None:
     with connect(settings) as client:
         found = client.show_client_key(client_key, timeout_s=settings.timeout_s)
     show_record(record_of(found), settings)
+
+
+@verb(
+    "renew",
+    "hsmux client-key renew",
+    "hsmux client-key renew ck-aaaqeayeaudaocajbifqydiob4 --csr billing.csr --out billing-2",
+)
+@click.argument("client_key", metavar="[CLIENT_KEY]", required=False)
+@click.option(
+    "--csr", type=FILE, metavar="FILE", help="A PKCS#10 request with a new key; needs --out."
+)
+@click.option(
+    "--out", "prefix", type=FILE, metavar="PREFIX", help="Begin of the file names; needs a key."
+)
+@click.option("--force", is_flag=True, help="Also if it was renewed just now; a policy allows it.")
+@click.pass_obj
+def renew_client_key(
+    settings: Settings, client_key: str | None, csr: str | None, prefix: str | None, force: bool
+) -> None:
+    """Renew a client key.
+
+    The new one is valid as long as the old one was, which stays accepted until it ends. Without
+    CLIENT_KEY it is the one in use, for which no policy is needed; without --out as well, the new
+    one takes its place in the profile's files. With --out it is written as by `client-key create`.
+    """
+    if prefix is None:
+        if client_key is not None or csr is not None:
+            raise Failure("say where the new client key is written: --out PREFIX", EXIT_USAGE)
+        _renew_in_place(settings, force)
+        return
+    request = None
+    if csr is not None:
+        request = read_input(csr, CSR_SIZE_MAX, "this is not a PKCS#10 request")
+    paths = _free_paths(prefix, with_key=csr is None)
+    with connect(settings) as client:
+        issued = client.renew_client_key(
+            client_key, csr=request, force=force, timeout_s=settings.timeout_s
+        )
+    _save(paths, issued, prefix)
+    show_record(record_of(issued.client_key), settings)
+
+
+def _renew_in_place(settings: Settings, force: bool) -> None:
+    """Replace the client key in the files of the profile in use."""
+    from hsmux.profiles import load_profile
+    from hsmux.renewal import renew_profile
+
+    profile = load_profile(settings.profile)
+    try:
+        issued = renew_profile(profile, force=force, timeout_s=settings.timeout_s)
+    except OSError as error:
+        raise Failure(
+            f"{error.filename or profile.certificate}: {error.strerror}: it cannot be replaced; "
+            "run this as its owner, or use --out",
+            EXIT_FAILED,
+        ) from None
+    talk(f"replaced {profile.certificate} and {profile.private_key}")
+    show_record(record_of(issued.client_key), settings)
 
 
 @verb("revoke", "hsmux client-key revoke ck-aaaqeayeaudaocajbifqydiob4")
