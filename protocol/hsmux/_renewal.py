@@ -227,7 +227,6 @@ class Renewal:
         self._renew = renew
         self._used = b""
         self._failures = 0
-        self._is_running = False
         self._thread: threading.Thread | None = None
         self._look_at_s = float("inf") if profile.renewal == OFF else 0.0
         self.is_stale = False
@@ -240,15 +239,21 @@ class Renewal:
     def look(self) -> None:
         """Begin a renewal if it is time; waits for nothing and raises nothing."""
         now_s = self._clock()
-        if now_s < self._look_at_s or self._is_running:
+        if now_s < self._look_at_s or self.is_running:
             return
-        # Two threads at the same moment look twice at most; the lock on the files is for the rest.
-        self._is_running = True
-        try:
-            self._look(now_s)
-        except BaseException:
-            self._is_running = False
-            raise
+        # Threads that come at the same moment all look; the lock on the files is for the rest.
+        certificate = self._read()
+        validity = _validity(certificate)
+        if validity is None:
+            # Whoever connects next is told what is wrong with the file.
+            self._look_at_s = now_s + LOOK_S
+            return
+        self.is_stale = self.is_stale or certificate != self._used
+        if now_s < due_s(validity):
+            pause_s = min(LOOK_S, validity.life_s / LOOKS_IN_A_LIFE)
+            self._look_at_s = min(due_s(validity), now_s + pause_s)
+            return
+        self._thread = self._start(lambda: self._run(validity))
 
     def finish(self, timeout_s: float = FINISH_S) -> None:
         """Wait a moment for a renewal that is on its way."""
@@ -259,25 +264,8 @@ class Renewal:
     @property
     def is_running(self) -> bool:
         """Whether a renewal is on its way."""
-        return self._is_running
-
-    def _look(self, now_s: float) -> None:
-        certificate = self._read()
-        validity = _validity(certificate)
-        if validity is None:
-            # Whoever connects next is told what is wrong with the file.
-            self._rest(now_s + LOOK_S)
-            return
-        self.is_stale = self.is_stale or certificate != self._used
-        if now_s < due_s(validity):
-            pause_s = min(LOOK_S, validity.life_s / LOOKS_IN_A_LIFE)
-            self._rest(min(due_s(validity), now_s + pause_s))
-            return
-        self._thread = self._start(lambda: self._run(validity))
-
-    def _rest(self, until_s: float) -> None:
-        self._look_at_s = until_s
-        self._is_running = False
+        thread = self._thread
+        return thread is not None and thread.is_alive()
 
     def _run(self, validity: Validity) -> None:
         """Renew; in a thread of its own."""
@@ -291,8 +279,7 @@ class Renewal:
             until_s += HELD_PAUSE_S
         except (HsmuxError, OSError, ValueError) as error:
             until_s += self._failed(error, validity)
-        finally:
-            self._rest(until_s)
+        self._look_at_s = until_s
 
     def _is_due(self, certificate: bytes) -> bool:
         return self._clock() >= due_s(validity_of(certificate))

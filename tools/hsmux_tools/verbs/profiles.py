@@ -69,6 +69,13 @@ def _record(name: str, profile: Profile) -> dict[str, Any]:
 )
 @click.option("--ca", required=True, type=FILE, metavar="FILE", help="PEM: the CA of the gateway.")
 @click.option("--server-name", metavar="NAME", help="In the gateway's certificate, if not HOST.")
+@click.option(
+    "--renewal",
+    type=click.Choice(saved.RENEWALS),
+    default=saved.AUTO,
+    show_default=True,
+    help="How clients renew its client key; own-key: the private key is made here or not at all.",
+)
 @click.option("--default", "is_default", is_flag=True, help="Make it the default.")
 @replace_option
 def add(
@@ -78,6 +85,7 @@ def add(
     private_key: str,
     ca: str,
     server_name: str | None,
+    renewal: str,
     is_default: bool,
     replace: bool,
 ) -> None:
@@ -87,7 +95,7 @@ def add(
     asked.
     """
     refuse_taken(name, replace=replace)
-    profile = Profile(addresses, certificate, private_key, ca, server_name)
+    profile = Profile(addresses, certificate, private_key, ca, server_name, renewal)
     saved.check_profile_files(profile)
     saved.save_profile(name, profile, default=is_default)
     talk(f"saved profile {name}")
