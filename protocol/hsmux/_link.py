@@ -249,9 +249,11 @@ class Link:
         if self.ended is None:
             self.ended = reason
         self._protocol.close()
-        slots, self._slots = list(self._slots.values()), {}
-        for slot in slots:
-            slot.fill(_told(self.ended))
+        while self._slots:
+            # As above: a slot stays here until it is told, or an interruption would lose it.
+            number = next(iter(self._slots))
+            self._slots[number].fill(_told(self.ended))
+            del self._slots[number]
 
 
 def _error_of(frame: Error) -> HsmuxError:

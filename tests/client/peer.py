@@ -319,7 +319,7 @@ def scripted_gateway(
         with connected:
             try:
                 script(Conversation(context, connected, number))
-            except (EOFError, ConnectionError, TimeoutError):
+            except (EOFError, ConnectionError, TimeoutError, ssl.SSLEOFError):
                 # The client has gone.
                 return
             except BaseException as error:

@@ -110,6 +110,24 @@ def test_a_slot_is_woken_once_and_only_by_its_own_answer(pair: Pair) -> None:
     assert woken == ["b", "c", "a"]
 
 
+def test_who_is_interrupted_while_it_tells_of_the_end_leaves_nobody_untold(pair: Pair) -> None:
+    interruptions = [KeyboardInterrupt]
+
+    def wake() -> None:
+        if interruptions:
+            raise interruptions.pop()
+
+    slots = [Slot(RANDOM, each) for each in (lambda: None, wake, lambda: None)]
+    for slot in slots:
+        pair.link.submit(slot, [1], 1000, {})
+    with pytest.raises(KeyboardInterrupt):
+        pair.link.lose("the cable was pulled out")
+    pair.link.lose("a request was interrupted")
+    for slot in slots:
+        with pytest.raises(ConnectionLost, match="cable"):
+            slot.take()
+
+
 def test_an_error_answers_one_request(pair: Pair) -> None:
     slots = [pair.submit(), pair.submit()]
     pair.exchange()
