@@ -13,12 +13,15 @@ store belong together: a seal of another root, deployment or KEK does not open.
 
 import os
 import time
+from collections.abc import Callable
+from functools import partial
+from hashlib import sha512
 from pathlib import Path
 from typing import Final, Protocol
 
 import msgpack
 
-from hsmux_native import Arena, InvalidTag
+from hsmux_native import ITEM_SIZE_MAX, Arena, InvalidTag
 
 from .clock import now_ms
 from .errors import OperatorError
@@ -33,6 +36,9 @@ from .store.store import Bootstrap, Store
 __all__ = ["ArenaSealer", "FileRoot", "HsmRoot", "Root", "make_kek", "open_kek"]
 
 ROOT_FILE_SIZE: Final = 32
+
+_SUMS_KEY: Final = b"hsmux row sums 1\0"
+"""What the key of fingerprints is derived from."""
 
 ROOT_TIMEOUT_S: Final = 30.0
 """Seconds a token has to seal or open a KEK at a start."""
@@ -51,6 +57,7 @@ class ArenaSealer:
         self._arena = arena
         self.slot = slot
         self._kek_id = kek_id
+        self._sums_slot = arena.load(arena.hmac_sha256(slot, _SUMS_KEY))
 
     @property
     def kek_id(self) -> bytes:
@@ -71,6 +78,18 @@ class ArenaSealer:
             return self._arena.open_bytes(self.slot, associated_data, sealed)
         except InvalidTag:
             raise InvalidSeal from None
+
+    def fingerprint(self, sealed: bytes) -> bytes:
+        """A keyed hash of sealed bytes, 64 bytes: HMAC-SHA-256 under a key of its own, spread by
+        SHA-512, so that the key stays in the arena.
+        """
+        message = sealed if len(sealed) <= ITEM_SIZE_MAX else sha512(sealed).digest()
+        return sha512(self._arena.hmac_sha256(self._sums_slot, message)).digest()
+
+    def derived_mac(self, label: bytes) -> Callable[[bytes], bytes]:
+        """HMAC-SHA-256 under a key that is derived for a label and stays in the arena."""
+        derived = self._arena.hmac_sha256(self.slot, label)
+        return partial(self._arena.hmac_sha256, self._arena.load(derived))
 
 
 class Root(Protocol):

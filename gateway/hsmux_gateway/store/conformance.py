@@ -14,8 +14,16 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from .errors import Conflict, SealBroken, StoreLocked
+from .errors import (
+    Conflict,
+    RowsChanged,
+    SealBroken,
+    StoreDamaged,
+    StoreLocked,
+    StoreRolledBack,
+)
 from .rows import (
+    STATE,
     AccessPointRow,
     AliasRow,
     ClientKeyRow,
@@ -34,7 +42,7 @@ from .rows import (
     SettingRow,
     table_of,
 )
-from .sealing import INTEGER_MAX, RowSealer
+from .sealing import INTEGER_MAX, SUM_SIZE, RowSealer
 from .store import Store
 from .transaction import IDEMPOTENCY_KEPT_MS, PURGE_STEP, Reader, Transaction
 
@@ -480,6 +488,78 @@ def _check_reseal(store: Store, make_sealer: MakeSealer) -> None:
     assert len(store.read_changes(revision).keys) == 1
 
 
+def _check_the_sum_follows(store: Store, make_sealer: MakeSealer) -> None:
+    """Every kind of write, done and undone, leaves a sum that whoever loads the store finds."""
+    seal_store(store, make_sealer())
+    key, *_ = _insert_all(store, [_key(_KEY), *sample_rows()[3:]])
+
+    def fails(transaction: Transaction) -> None:
+        transaction.insert(_key(_OTHER_KEY))
+        transaction.finish_intent(b"i" * 16)
+        raise ZeroDivisionError
+
+    def twice(transaction: Transaction) -> None:
+        changed = transaction.update(key)
+        transaction.update(msgspec.structs.replace(changed, row_revision=transaction.revision))
+        transaction.lease_counter(_OTHER_KEY, 1, 3)
+
+    works: list[Callable[[Transaction], object]] = [
+        fails,
+        twice,
+        lambda transaction: None,
+        lambda transaction: transaction.extend_intent(b"i" * 16, "you", _NOW_MS),
+        lambda transaction: transaction.finish_intent(b"i" * 16),
+        lambda transaction: transaction.purge_idempotency(_NOW_MS + IDEMPOTENCY_KEPT_MS + 1),
+        fails,
+    ]
+    results = store.write_group(works)
+    _refused(ZeroDivisionError, results[0].get)
+    _refused(Conflict, results[-1].get)
+    for result in results[1:-1]:
+        result.get()
+    sums = [store.state().rows_sum]
+    assert len(store.read_changes(0).keys) == 1
+    store.reseal(make_sealer(), lambda transaction: transaction.insert(_key(_OTHER_KEY)))
+    sums.append(store.state().rows_sum)
+    assert len(store.read_changes(0).keys) == 2
+    assert len({*sums, bytes(SUM_SIZE), b""}) == 4
+
+
+def _check_missing_and_old_rows(store: Store, make_sealer: MakeSealer) -> None:
+    """Rows that were taken out or put back behind the store's back."""
+    seal_store(store, make_sealer())
+    _insert_all(store, sample_rows())
+    table = table_of(AliasRow)
+    backend = store._backend
+    with backend.begin() as rows:
+        old = rows.fetch(table, ("gone",))
+        assert old is not None
+        rows.remove(table, ("gone",))
+    _refused(RowsChanged, lambda: store.read_changes(0))
+    with backend.begin() as rows:
+        rows.insert(table, old)
+    assert len(store.read_changes(0).aliases) == 2
+    row = store.read(lambda reader: reader.get(AliasRow, "gone"))
+    assert row is not None
+    store.write(lambda transaction: transaction.update(row))
+    with backend.begin() as rows:
+        rows.replace(table, old, store.revision())
+    _refused(RowsChanged, lambda: store.read_changes(0))
+
+
+def _check_rolled_back(store: Store, make_sealer: MakeSealer) -> None:
+    """A state that is older than this process has seen it ends its use of the store."""
+    seal_store(store, make_sealer())
+    with store._backend.snapshot() as rows:
+        old = rows.fetch(STATE, (1,))
+    assert old is not None
+    _insert_all(store, sample_rows())
+    with store._backend.begin() as rows:
+        rows.replace(STATE, old, store.revision())
+    _refused(StoreRolledBack, store.revision)
+    _refused(StoreDamaged, lambda: _insert(store, AliasRow("new", None)))
+
+
 STORE_CHECKS: Final[tuple[Check, ...]] = (
     _check_rows_come_back,
     _check_select,
@@ -497,5 +577,8 @@ STORE_CHECKS: Final[tuple[Check, ...]] = (
     _check_values,
     _check_bare,
     _check_reseal,
+    _check_the_sum_follows,
+    _check_missing_and_old_rows,
+    _check_rolled_back,
 )
 """Every check, in the order `check_store` runs them."""

@@ -7,6 +7,7 @@ __all__ = [
     "CommitUnknown",
     "Conflict",
     "InvalidSeal",
+    "RowsChanged",
     "SchemaMismatch",
     "SealBroken",
     "StoreBusy",
@@ -15,6 +16,7 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "StoreMissing",
+    "StoreRolledBack",
     "StoreUnavailable",
     "UnsafeStore",
 ]
@@ -49,6 +51,18 @@ class SealBroken(StoreError):
         super().__init__(f"the row ({shown}) of {table} was changed outside of hsmux")
         self.table = table
         self.key = key
+
+
+class RowsChanged(SealBroken):
+    """Every row is one that this deployment wrote, and together they are not what it wrote: some
+    are missing, or were put back to older copies of themselves.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("state", (1,))
+        self.args = (
+            "rows were deleted, or put back to older copies of themselves, outside of hsmux",
+        )
 
 
 class SchemaMismatch(StoreError):
@@ -94,6 +108,12 @@ class StoreDamaged(StoreError):
 
     After a failed fsync nothing later can be trusted, so this sticks to the store object: the
     process has to end, and a new one recovers from the log.
+    """
+
+
+class StoreRolledBack(StoreDamaged):
+    """The store is older than this process has seen it: it was put back under a running gateway, or
+    a database that took over had not everything.
     """
 
 

@@ -51,6 +51,7 @@ __all__ = [
     "ROOTS",
     "SETTINGS",
     "STATE",
+    "SUMMED",
     "TABLES",
     "WRAPPING_KEY",
     "AccessPointRow",
@@ -114,9 +115,15 @@ class DeploymentRow(Row, frozen=True):
 
 
 class StateRow(Row, frozen=True):
-    """One row whose `row_revision` is the revision of the whole store."""
+    """One row whose `row_revision` is the revision of the whole store.
 
+    Attributes:
+        rows_sum: The sum over all other rows (see `sealing`); empty while the store is bare.
+    """
+
+    hidden = ("rows_sum",)
     singleton: int
+    rows_sum: bytes = b""
     row_revision: int = 0
 
 
@@ -429,7 +436,7 @@ def _column(name: str, annotation: Any) -> Column:
 
 
 DEPLOYMENT: Final = Table("deployment", DeploymentRow, ("singleton",))
-STATE: Final = Table("state", StateRow, ("singleton",))
+STATE: Final = Table("state", StateRow, ("singleton",), secret=("rows_sum",))
 ROOTS: Final = Table("roots", RootRow, ("root_id",), followed=True)
 KEKS: Final = Table("keks", KekRow, ("kek_id",), followed=True)
 KEK_SEALS: Final = Table(
@@ -495,6 +502,9 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     IDEMPOTENCY,
 )
 """All tables, each after those it refers to."""
+
+SUMMED: Final = tuple(table for table in TABLES if table is not STATE)
+"""The tables whose rows are in the sum that the state holds."""
 
 _BY_ROW: Final[dict[type[Row], Table[Any]]] = {table.row: table for table in TABLES}
 

@@ -9,9 +9,18 @@ or nothing where a table has none); its associated data is one canonical msgpack
 
 so a row whose column was changed, that was copied over another row, that was brought from another
 table, deployment or revision does not open. Clear columns are only indexes: nobody decides on
-them before `RowSeals.load` has opened the row. What row seals cannot see is a row that is
-missing, one that was put back to an older copy of itself, and a whole store that is old: that
-needs an anchor outside of the store.
+them before `RowSeals.load` has opened the row.
+
+What row seals cannot see is a row that is missing, and one that was put back to an older copy of
+itself. So the state holds, as a secret column, a sum over all rows of all other tables: each row
+adds a keyed hash of its seal, modulo 2^512. A transaction that writes subtracts what was there and
+adds what is there now, so the sum costs the same however large the store is; whoever loads the
+store adds up everything once more. That the seal alone is hashed is enough, because a row counts
+only after its seal was opened over all of its columns, and no two seals are the same. The hash is
+keyed and the sum is never in the clear, so nobody can look for other rows that add up to it.
+
+What neither sees is a whole store that is old: that needs an anchor outside of the store
+(`hsmux_gateway.anchor`).
 
 Canonical: integers and lengths in their shortest form, text as UTF-8 `str`, bytes as `bin`, an
 absent value as nil; maps of texts are JSON texts with keys in code point order, sealed as the
@@ -31,16 +40,21 @@ import msgspec
 from .errors import InvalidSeal, SealBroken, StoreLocked
 from .rows import Column, Row, Table, Value
 
-__all__ = ["INTEGER_MAX", "RowSealer", "RowSeals", "Stored", "associated_data"]
+__all__ = ["INTEGER_MAX", "SUM_SIZE", "RowSealer", "RowSeals", "Stored", "associated_data"]
 
 INTEGER_MAX: Final = 2**63 - 1
 """The largest integer both databases hold."""
+
+SUM_SIZE: Final = 64
+"""Bytes of a sum over rows."""
 
 R = TypeVar("R", bound=Row)
 
 Stored: TypeAlias = tuple[Any, ...]
 """The columns of a row as the database holds them: clear columns, row_revision, row_kek_id,
 row_sealed."""
+
+_SUM_MODULUS: Final = 1 << 8 * SUM_SIZE
 
 _msgpack = msgspec.msgpack.Encoder()
 _secrets = msgspec.msgpack.Decoder(list[Any])
@@ -64,6 +78,9 @@ class RowSealer(Protocol):
         Raises:
             InvalidSeal: The sealed bytes were not made by `seal` with these data and this key.
         """
+
+    def fingerprint(self, sealed: bytes) -> bytes:
+        """A keyed hash of sealed bytes, `SUM_SIZE` bytes that nobody else can tell."""
 
 
 def associated_data(
@@ -159,8 +176,21 @@ class RowSeals:
         except (InvalidSeal, UnicodeEncodeError) as error:
             # Text that is not UTF-8 any more arrives with surrogates, which cannot be encoded.
             raise SealBroken(table.name, key) from error
-        return _row(table, clear, _secrets.decode(secret) if secret else [], row_revision)
+        found = _secrets.decode(secret) if secret else []
+        if len(found) != len(table.secret):
+            raise SealBroken(table.name, key)
+        return _row(table, clear, found, row_revision)
 
     def peek(self, table: Table[R], stored: Stored) -> R:
         """The row without any check: only for what has to be read to get at the sealer."""
         return _row(table, stored[:-3], [b""] * len(table.secret), stored[-3])
+
+    def term(self, stored: Stored) -> int:
+        """What a stored row adds to the sum over rows; nothing while there is no sealer."""
+        if self.sealer is None:
+            return 0
+        return int.from_bytes(self.sealer.fingerprint(stored[-1]))
+
+    def sum_bytes(self, total: int) -> bytes:
+        """A sum as the state holds it."""
+        return b"" if self.sealer is None else (total % _SUM_MODULUS).to_bytes(SUM_SIZE)

@@ -28,7 +28,14 @@ from typing import Any, Final, Generic, NoReturn, TypeAlias, TypeVar
 import msgspec
 
 from .backend import Backend, Rows
-from .errors import DATABASE_FAILED, SchemaMismatch, SealBroken, StoreDamaged
+from .errors import (
+    DATABASE_FAILED,
+    RowsChanged,
+    SchemaMismatch,
+    SealBroken,
+    StoreDamaged,
+    StoreRolledBack,
+)
 from .memory import MemoryBackend
 from .opening import BUSY_TIMEOUT_S, FirstRows, create_database, open_database
 from .rows import (
@@ -37,7 +44,7 @@ from .rows import (
     KEKS,
     ROOTS,
     STATE,
-    TABLES,
+    SUMMED,
     AccessPointRow,
     AliasRow,
     ClientKeyRow,
@@ -55,7 +62,7 @@ from .rows import (
     StateRow,
     Table,
 )
-from .sealing import RowSealer, RowSeals
+from .sealing import RowSealer, RowSeals, Stored
 from .transaction import Reader, Transaction
 
 __all__ = ["FORMAT", "Bootstrap", "Changes", "Done", "Failed", "Result", "Store", "Work"]
@@ -130,7 +137,7 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 _BOOTSTRAP: Final[tuple[Table[Any], ...]] = (DEPLOYMENT, ROOTS, KEKS, KEK_SEALS)
-_FOLLOWED: Final = tuple(table for table in TABLES if table.followed)
+_FOLLOWED: Final = tuple(table for table in SUMMED if table.followed)
 
 
 class Store:
@@ -148,9 +155,10 @@ class Store:
         """
         self._backend = backend
         self._damage: StoreDamaged | None = None
+        self._seen = 0
         self._works_done = 0
         self._commits_done = 0
-        with self._reading() as rows:
+        with self._reading() as (rows, _):
             stored = rows.fetch(DEPLOYMENT, (_SINGLETON,))
         if stored is None:
             raise SchemaMismatch("there is no deployment in this store: run hsmux init")
@@ -226,7 +234,7 @@ class Store:
 
     def bootstrap(self) -> Bootstrap:
         """What leads to the key-encryption key, unchecked."""
-        with self._reading() as rows:
+        with self._reading() as (rows, _):
             stored = rows.fetch(DEPLOYMENT, (_SINGLETON,))
             if stored is None:
                 raise SealBroken(DEPLOYMENT.name, (_SINGLETON,))
@@ -245,7 +253,7 @@ class Store:
             SealBroken: It does not open this store's rows.
         """
         seals = RowSeals(self.deployment_id, sealer)
-        with self._reading() as rows:
+        with self._reading() as (rows, _):
             _state(rows, seals)
             for table in _BOOTSTRAP:
                 for stored in rows.find(table, {}):
@@ -263,15 +271,28 @@ class Store:
             What `write` raises.
         """
         seals = RowSeals(self.deployment_id, sealer)
-        with self._writing() as rows:
-            revision = _state(rows, self._seals, lock=True).row_revision + 1
-            value = work(Transaction(rows, self._seals, revision))
-            for table in TABLES:
+        with self._writing() as (rows, floor):
+            state = self._state(rows, floor, lock=True)
+            transaction = Transaction(rows, self._seals, state.row_revision + 1)
+            value = work(transaction)
+            before = after = 0
+            for table in SUMMED:
                 for stored in rows.find(table, {}):
-                    row = self._seals.load(table, stored)
-                    rows.replace(table, seals.store(table, row, revision), row.row_revision)
+                    resealed = self._reseal_row(rows, seals, table, stored, transaction.revision)
+                    before += self._seals.term(stored)
+                    after += seals.term(resealed)
+            _require_sum(self._seals, state, before - transaction.difference)
+            _write_state(rows, seals, state, transaction.revision, after)
         self._seals = seals
         return value
+
+    def _reseal_row(
+        self, rows: Rows, seals: RowSeals, table: Table[Any], stored: Stored, revision: int
+    ) -> Stored:
+        row = self._seals.load(table, stored)
+        resealed = seals.store(table, row, revision)
+        rows.replace(table, resealed, row.row_revision)
+        return resealed
 
     def write(self, work: Work[T]) -> T:
         """Do a work in a transaction of its own; returns once it is durable.
@@ -292,24 +313,27 @@ class Store:
         Raises:
             StoreError: The database failed as `write` says, for all of the group.
         """
-        with self._writing() as rows:
-            state = _state(rows, self._seals, lock=True)
-            revision = state.row_revision
+        with self._writing() as (rows, floor):
+            state = self._state(rows, floor, lock=True)
+            revision, total = state.row_revision, int.from_bytes(state.rows_sum)
             results: list[Result[T]] = []
             for work in works:
-                result = self._attempt(rows, work, revision + 1)
-                revision += isinstance(result, Done)
-                results.append(result)
+                transaction = Transaction(rows, self._seals, revision + 1)
+                results.append(self._attempt(rows, work, transaction))
+                if isinstance(results[-1], Done):
+                    revision += 1
+                    total += transaction.difference
             if revision > state.row_revision:
-                rows.replace(STATE, self._seals.store(STATE, state, revision), state.row_revision)
+                _write_state(rows, self._seals, state, revision, total)
+        self._seen = max(self._seen, revision)
         self._commits_done += 1
         self._works_done += len(works)
         return results
 
-    def _attempt(self, rows: Rows, work: Work[T], revision: int) -> Result[T]:
+    def _attempt(self, rows: Rows, work: Work[T], transaction: Transaction) -> Result[T]:
         try:
             with rows.savepoint():
-                return Done(work(Transaction(rows, self._seals, revision)))
+                return Done(work(transaction))
         except DATABASE_FAILED:
             raise
         except Exception as error:
@@ -324,21 +348,29 @@ class Store:
             StoreUnavailable, StoreBusy, StoreDamaged: It could not be read now.
             StoreLocked: The store is sealed and not unlocked.
         """
-        with self._reading() as rows:
-            return work(Reader(rows, self._seals, _state(rows, self._seals).row_revision))
+        with self._reading() as (rows, floor):
+            return work(Reader(rows, self._seals, self._state(rows, floor).row_revision))
 
     def revision(self) -> int:
         """The store's revision now; raises what `read` raises."""
-        with self._reading() as rows:
-            return _state(rows, self._seals).row_revision
+        return self.state().row_revision
+
+    def state(self) -> StateRow:
+        """The store's revision and the sum over its rows now; raises what `read` raises."""
+        with self._reading() as (rows, floor):
+            return self._state(rows, floor)
 
     def read_changes(self, since_revision: int) -> Changes:
         """All rows that processes keep in memory and that were written after a revision.
+
+        Whoever asks for everything has everything checked: each row of each table is opened, and
+        together they are what the state says.
 
         Args:
             since_revision: The `Changes.revision` before, or 0 for everything.
 
         Raises:
+            RowsChanged: Rows are missing or old.
             What `read` raises.
         """
         lists: dict[type[Row], list[Any]] = {table.row: [] for table in _FOLLOWED}
@@ -348,17 +380,28 @@ class Store:
     def each_change(self, since_revision: int, consume: Callable[[Row], object]) -> int:
         """The same, one row at a time: for whoever builds something else of them.
 
-        Rows of a table come together, tables after those they refer to.
+        Rows of a table come together, tables after those they refer to. Who asks for everything may
+        use it only after this has returned: the sum over all rows is checked last.
 
         Returns:
             The revision these rows bring their reader to.
         """
-        with self._reading() as rows:
-            revision = _state(rows, self._seals).row_revision
-            if revision > since_revision or not since_revision:
+        with self._reading() as (rows, floor):
+            state = self._state(rows, floor)
+            if not since_revision:
+                total = 0
+                for table in SUMMED:
+                    consumer = consume if table.followed else _ignore
+                    for stored in self._consume(rows, table, 0, state.row_revision, consumer):
+                        total += self._seals.term(stored)
+                _require_sum(self._seals, state, total)
+            elif state.row_revision > since_revision:
                 for table in _FOLLOWED:
-                    self._consume(rows, table, since_revision, revision, consume)
-        return revision
+                    for _ in self._consume(
+                        rows, table, since_revision, state.row_revision, consume
+                    ):
+                        pass
+        return state.row_revision
 
     def _consume(
         self,
@@ -367,7 +410,7 @@ class Store:
         since_revision: int,
         revision: int,
         consume: Callable[[Row], object],
-    ) -> None:
+    ) -> Iterator[Stored]:
         load = self._seals.load
         for stored in rows.changed(table, since_revision):
             row = load(table, stored)
@@ -375,20 +418,33 @@ class Store:
                 # A genuine row of the future: the state row was put back to an older copy.
                 raise SealBroken(STATE.name, (_SINGLETON,))
             consume(row)
+            yield stored
 
-    def _reading(self) -> AbstractContextManager[Rows]:
+    def _state(self, rows: Rows, floor: int, *, lock: bool = False) -> StateRow:
+        """The state, which must not be older than what was seen before the transaction began."""
+        state = _state(rows, self._seals, lock=lock)
+        if state.row_revision < floor:
+            raise StoreRolledBack("the store is older than it was: it was put back meanwhile")
+        self._seen = max(self._seen, state.row_revision)
+        return state
+
+    def _reading(self) -> AbstractContextManager[tuple[Rows, int]]:
         return self._noting_damage(self._backend.snapshot())
 
-    def _writing(self) -> AbstractContextManager[Rows]:
+    def _writing(self) -> AbstractContextManager[tuple[Rows, int]]:
         return self._noting_damage(self._backend.begin())
 
     @contextmanager
-    def _noting_damage(self, transaction: AbstractContextManager[Rows]) -> Iterator[Rows]:
+    def _noting_damage(
+        self, transaction: AbstractContextManager[Rows]
+    ) -> Iterator[tuple[Rows, int]]:
+        """A transaction's rows, and the newest revision that was seen before it began."""
+        floor = self._seen
         if self._damage is not None:
             raise StoreDamaged("the database failed earlier: this process has to end")
         try:
             with transaction as rows:
-                yield rows
+                yield rows, floor
         except StoreDamaged as error:
             self._damage = error
             raise
@@ -399,6 +455,20 @@ def _state(rows: Rows, seals: RowSeals, *, lock: bool = False) -> StateRow:
     if stored is None:
         raise SealBroken(STATE.name, (_SINGLETON,))
     return seals.load(STATE, stored)
+
+
+def _write_state(rows: Rows, seals: RowSeals, before: StateRow, revision: int, total: int) -> None:
+    state = StateRow(before.singleton, seals.sum_bytes(total))
+    rows.replace(STATE, seals.store(STATE, state, revision), before.row_revision)
+
+
+def _require_sum(seals: RowSeals, state: StateRow, total: int) -> None:
+    if state.rows_sum != seals.sum_bytes(total):
+        raise RowsChanged
+
+
+def _ignore(_row: Row) -> None:
+    """For rows that only have to be opened."""
 
 
 def _first_rows(deployment_id: bytes, created_at_ms: int) -> FirstRows:

@@ -2,7 +2,7 @@
 helpers that have to share a transaction with an effect (idempotency, intents, counters).
 """
 
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ IDEMPOTENCY_KEPT_MS: Final = 24 * 3600 * 1000
 """How long an idempotency token is remembered."""
 PURGE_STEP: Final = 500
 """The most idempotency rows one purge deletes, so that it never holds others up for long."""
+
+_FINISHED: Final = "the intent is finished already"
 
 R = TypeVar("R", bound=Row)
 
@@ -89,7 +91,15 @@ class Reader:
 
 
 class Transaction(Reader):
-    """Reads and writes of one piece of work: all of them happen at its `revision`, or none."""
+    """Reads and writes of one piece of work: all of them happen at its `revision`, or none.
+
+    Attributes:
+        difference: What its writes add to the sum over all rows.
+    """
+
+    def __init__(self, rows: Rows, seals: RowSeals, revision: int) -> None:
+        super().__init__(rows, seals, revision)
+        self.difference = 0
 
     def insert(self, row: R) -> R:
         """Add a row; returns it with its `row_revision`.
@@ -105,6 +115,7 @@ class Transaction(Reader):
             raise Conflict(f"{table.name}.{', '.join(table.key)}", "is taken")
         self._check_others(table, stored, key)
         self._rows.insert(table, stored)
+        self.difference += self._seals.term(stored)
         return msgspec.structs.replace(row, row_revision=self.revision)
 
     def update(self, row: R) -> R:
@@ -117,9 +128,14 @@ class Transaction(Reader):
         """
         table = self._writable(row)
         stored = self._seals.store(table, row, self.revision)
-        self._check_others(table, stored, table.key_of(row))
-        if not self._rows.replace(table, stored, row.row_revision):
+        key = table.key_of(row)
+        self._check_others(table, stored, key)
+        before = self._rows.fetch(table, key)
+        if before is None or not self._rows.replace(table, stored, row.row_revision):
             raise Conflict(table.name, "the row was changed meanwhile")
+        # Opened, so that no broken row is counted out of the sum as if it had been in it.
+        self._seals.load(table, before)
+        self.difference += self._seals.term(stored) - self._seals.term(before)
         return msgspec.structs.replace(row, row_revision=self.revision)
 
     def _writable(self, row: R) -> Table[R]:
@@ -168,10 +184,14 @@ class Transaction(Reader):
         before = ("created_at_ms", now_ms - IDEMPOTENCY_KEPT_MS)
         found = self._rows.find(IDEMPOTENCY, {}, below=before, limit=PURGE_STEP)
         for stored in found:
-            # Loaded first, so that a changed time forgets nothing.
-            row = self._seals.load(IDEMPOTENCY, stored)
-            self._rows.remove(IDEMPOTENCY, IDEMPOTENCY.key_of(row))
+            self._remove(IDEMPOTENCY, stored)
         return len(found)
+
+    def _remove(self, table: Table[Any], stored: Stored) -> None:
+        # Loaded first, so that a row that was changed is never taken for the one to remove.
+        row = self._seals.load(table, stored)
+        self._rows.remove(table, table.key_of(row))
+        self.difference -= self._seals.term(stored)
 
     def add_intent(self, intent: IntentRow) -> IntentRow:
         """Write down what is about to be done in a token.
@@ -198,12 +218,15 @@ class Transaction(Reader):
         Raises:
             Conflict: It is finished already: somebody else reconciled it.
         """
-        self._rows.remove(INTENTS, INTENTS.key_of(self._intent(intent_id)))
+        stored = self._rows.fetch(INTENTS, (intent_id,))
+        if stored is None:
+            raise Conflict(INTENTS.name, _FINISHED)
+        self._remove(INTENTS, stored)
 
     def _intent(self, intent_id: bytes) -> IntentRow:
         intent = self.get(IntentRow, intent_id)
         if intent is None:
-            raise Conflict("intents", "the intent is finished already")
+            raise Conflict(INTENTS.name, _FINISHED)
         return intent
 
     def lease_counter(self, key_id: bytes, version: int, amount: int) -> int:

@@ -1,5 +1,6 @@
 """A row sealer over AES-256-GCM of `cryptography`."""
 
+import hmac
 import os
 
 from cryptography.exceptions import InvalidTag
@@ -28,3 +29,6 @@ class AesSealer:
             return self._aead.decrypt(sealed[:NONCE_SIZE], sealed[NONCE_SIZE:], associated_data)
         except (InvalidTag, ValueError) as error:
             raise InvalidSeal from error
+
+    def fingerprint(self, sealed: bytes) -> bytes:
+        return hmac.digest(self.material, sealed, "sha512")

@@ -12,15 +12,19 @@ import pytest
 from hsmux_gateway.store import (
     AliasRow,
     ClientKeyRow,
+    DeploymentRow,
     Row,
+    RowsChanged,
     SchemaMismatch,
     SealBroken,
     SettingRow,
+    StateRow,
     Store,
     StoreLocked,
+    StoreRolledBack,
 )
 from hsmux_gateway.store.conformance import sample_rows, seal_store
-from hsmux_gateway.store.rows import DEPLOYMENT, STATE, TABLES, Table
+from hsmux_gateway.store.rows import DEPLOYMENT, STATE, SUMMED, TABLES, Table, table_of
 from hsmux_gateway.store.schema import SEAL_COLUMNS
 
 from .conftest import CREATED_AT_MS, DEPLOYMENT_ID
@@ -34,6 +38,7 @@ class Sample:
     """A sealed store with a row in each table, and a connection of its own to its file."""
 
     def __init__(self, path: Path) -> None:
+        self.opens_anew = False
         self.url = f"sqlite:///{path}"
         self.store = Store.create(
             self.url, deployment_id=DEPLOYMENT_ID, created_at_ms=CREATED_AT_MS
@@ -47,16 +52,24 @@ class Sample:
         self.raw.close()
         self.store.close()
 
+    def opened(self) -> Store:
+        """The store as another process opens it."""
+        opened = Store.open(self.url)
+        opened.unlock(AesSealer(KEK))
+        return opened
+
     def seen(self, table: Table[Any]) -> list[Row]:
-        """The table's rows as the store gives them out."""
-        if table is DEPLOYMENT or table is STATE:
-            with closing(Store.open(self.url)) as opened:
-                opened.unlock(AesSealer(KEK))
-                return [opened.bootstrap().deployment, *opened.read_changes(0).roots]
-        rows = self.store.read(lambda reader: reader.select(table.row))
-        if table.followed:
-            self.store.each_change(0, rows.append)
-        return rows
+        """The table's rows, and all that processes follow, as whoever loads the store gets them."""
+        if table is DEPLOYMENT or table is STATE or self.opens_anew:
+            with closing(self.opened()) as opened:
+                return [opened.bootstrap().deployment, *self._loaded(opened, table)]
+        return self._loaded(self.store, table)
+
+    def _loaded(self, store: Store, table: Table[Any]) -> list[Row]:
+        rows: list[Row] = []
+        store.each_change(0, rows.append)
+        rows += store.read(lambda reader: reader.select(table.row))
+        return sorted(rows, key=repr)
 
     def change(self, table: str, column: str, rowid: int, value: object) -> bool:
         """Set a column behind the store's back; whether the database took it."""
@@ -141,6 +154,8 @@ def test_every_flipped_byte_is_refused(sample: Sample, table: Table[Any]) -> Non
 @pytest.mark.long
 @pytest.mark.parametrize("table", TABLES, ids=TABLE_IDS)
 def test_every_flipped_bit_is_refused(sample: Sample, table: Table[Any]) -> None:
+    """Each time by another process, from its opening on."""
+    sample.opens_anew = True
     for bit in range(8):
         assert _flip_all(sample, table, itertools.repeat(1 << bit)) > 60
 
@@ -162,6 +177,59 @@ def test_a_row_moved_to_another_key_is_refused(sample: Sample, table: Table[Any]
     moved = {int: 2, str: "other", bytes: b"o" * 16}[type(value)]
     assert sample.change(table.name, key, rowid, moved)
     _check_refused(sample, table)
+
+
+@pytest.mark.parametrize("table", SUMMED, ids=[table.name for table in SUMMED])
+def test_a_deleted_row_is_refused(sample: Sample, table: Table[Any]) -> None:
+    """Each row in turn, of tables that are kept in memory and of all others."""
+    good = sample.seen(table)
+    rows = sample.raw.execute(f"SELECT rowid, * FROM {table.name}").fetchall()
+    for rowid, *values in rows:
+        sample.raw.execute(f"DELETE FROM {table.name} WHERE rowid = ?", (rowid,))
+        with pytest.raises(SchemaMismatch if table is DEPLOYMENT else RowsChanged):
+            sample.seen(table)
+        places = ", ".join("?" * len(values))
+        sample.raw.execute(f"INSERT INTO {table.name} VALUES ({places})", values)
+    assert sample.seen(table) == good
+
+
+WRITABLE = [row for row in sample_rows() if not isinstance(row, StateRow | DeploymentRow)]
+
+
+@pytest.mark.parametrize("row", WRITABLE, ids=lambda row: type(row).__name__)
+def test_a_row_put_back_to_an_older_copy_is_refused(sample: Sample, row: Row) -> None:
+    """With a seal that opens: it was that row, once."""
+    table = table_of(type(row))
+    where = " AND ".join(f"{name} = ?" for name in table.key)
+    key = table.key_of(row)
+    old = sample.raw.execute(f"SELECT * FROM {table.name} WHERE {where}", key).fetchone()
+    sample.store.write(
+        lambda transaction: transaction.update(_required(transaction.get(type(row), *key)))
+    )
+    good = sample.seen(table)
+    new = sample.raw.execute(f"SELECT * FROM {table.name} WHERE {where}", key).fetchone()
+    places = ", ".join("?" * len(old))
+    sample.raw.execute(f"REPLACE INTO {table.name} VALUES ({places})", old)
+    assert sample.store.read(lambda reader: reader.get(type(row), *key)) is not None
+    with pytest.raises(RowsChanged, match="put back to older copies"):
+        sample.seen(table)
+    sample.raw.execute(f"REPLACE INTO {table.name} VALUES ({places})", new)
+    assert sample.seen(table) == good
+
+
+def _required(row: Row | None) -> Row:
+    assert row is not None
+    return row
+
+
+def test_no_write_makes_a_deletion_good(sample: Sample) -> None:
+    """What is written later adds to the sum, and a new key-encryption key does not hide it."""
+    sample.raw.execute("DELETE FROM aliases WHERE name = 'gone'")
+    sample.store.write(lambda transaction: transaction.insert(AliasRow("gone", None)))
+    with pytest.raises(RowsChanged):
+        sample.store.read_changes(0)
+    with pytest.raises(RowsChanged):
+        sample.store.reseal(AesSealer(), lambda transaction: None)
 
 
 def test_a_row_with_the_seal_of_another_is_refused(sample: Sample) -> None:
@@ -197,8 +265,10 @@ def test_an_older_state_is_refused_with_newer_rows(sample: Sample) -> None:
     old = sample.raw.execute("SELECT row_revision, row_kek_id, row_sealed FROM state").fetchone()
     sample.store.write(lambda transaction: transaction.insert(AliasRow("new", None)))
     sample.raw.execute("UPDATE state SET row_revision = ?, row_kek_id = ?, row_sealed = ?", old)
-    with pytest.raises(SealBroken) as caught:
+    with pytest.raises(StoreRolledBack):
         sample.store.read_changes(0)
+    with closing(sample.opened()) as opened, pytest.raises(SealBroken) as caught:
+        opened.read_changes(0)
     assert caught.value.table == "state"
 
 
