@@ -159,6 +159,7 @@ BY_OPERATION: Final[dict[tuple[str, int], str]] = {
         ("generate", code): "unsupported"
         for code in (0x10, 0x12, 0x13, 0x62, 0x63, 0x70, 0x71, 0xD0, 0xD1)
     },
+    **{("put data", code): "unsupported" for code in (0x10, 0x12, 0x13, 0xD0, 0xD1)},
     **{("sign", code): "unsupported" for code in (0x07, 0x70, 0x71)},
     # An encryption's input has no form that could be invalid.
     **{("encrypt", code): "unknown" for code in (0x40, 0x41)},

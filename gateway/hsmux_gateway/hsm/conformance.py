@@ -26,7 +26,7 @@ from .errors import (
     TokenError,
     Unsupported,
 )
-from .token import BatchResult, HsmKey, Token
+from .token import DATA_SIZE_MAX, BatchResult, HsmKey, Token
 
 __all__ = [
     "TOKEN_CHECKS",
@@ -36,6 +36,7 @@ __all__ = [
     "check_a_wrapping_key_proves_itself_and_does_nothing_else",
     "check_bad_items_fail_alone",
     "check_cancelled_callers_leave_nothing_behind",
+    "check_data_objects_are_kept_or_refused",
     "check_different_work_goes_side_by_side",
     "check_ivs_differ",
     "check_malformed_columns_are_refused",
@@ -300,6 +301,38 @@ async def check_random(token: Token, arena: Arena) -> None:
     _check(len(found) == 50, "fresh bytes")
 
 
+async def check_data_objects_are_kept_or_refused(token: Token, arena: Arena) -> None:
+    """Values come back under their label and no other; a token without data objects says so."""
+    first, second = os.urandom(DATA_SIZE_MAX), os.urandom(100)
+    try:
+        await token.put_data("conformance", first, deadline=_deadline())
+    except Unsupported:
+        _check(not await _data(token), "a token that refuses data objects has none")
+        return
+    for _ in range(2):
+        await token.put_data("conformance", second, deadline=_deadline())
+    await token.put_data("conformance other", second, deadline=_deadline())
+    _check(await _data(token) == sorted([first, second]), "every value, once")
+    too_large = os.urandom(DATA_SIZE_MAX + 1)
+    call = token.put_data("conformance", too_large, deadline=_deadline())
+    await _refused(call, InvalidInput)
+    names = [item.object_class for item in await token.list_objects(deadline=_deadline())]
+    _check("DATA" not in names, "a data object is no key")
+    for _ in range(2):
+        await token.remove_data("conformance", first, deadline=_deadline())
+    _check(await _data(token) == [second], "what was removed is gone, and nothing else")
+    await token.remove_data("conformance", second, deadline=_deadline())
+    _check(await _data(token, "conformance other") == [second], "another label is left alone")
+    await token.remove_data("conformance other", second, deadline=_deadline())
+
+
+async def _data(token: Token, label: str = "conformance") -> list[bytes]:
+    try:
+        return sorted(await token.list_data(label, deadline=_deadline()))
+    except Unsupported:
+        return []
+
+
 async def check_a_past_deadline_is_refused(token: Token, arena: Arena) -> None:
     """Nothing is begun for a caller that stopped waiting."""
     key, root = await _make(token), await _make(token, role="root")
@@ -315,6 +348,9 @@ async def check_a_past_deadline_is_refused(token: Token, arena: Arena) -> None:
         token.sign(signer, "ECDSA_SHA_256", bytes(32), deadline=past, tenant=TENANT),
         token.random(1, deadline=past),
         token.prove(key, deadline=past),
+        token.list_data("conformance", deadline=past),
+        token.put_data("conformance", b"x", deadline=past),
+        token.remove_data("conformance", b"x", deadline=past),
         token.seal_slot(root, slot, b"", deadline=past),
         token.open_slot(root, bytes(60), b"", deadline=past),
     ):
@@ -427,6 +463,7 @@ TOKEN_CHECKS: Final[tuple[Callable[[Token, Arena], Awaitable[None]], ...]] = (
     check_a_dropped_key_can_be_found_again,
     check_a_root_seals_and_opens,
     check_random,
+    check_data_objects_are_kept_or_refused,
     check_a_past_deadline_is_refused,
     check_tenants_take_turns,
     check_tenants_take_turns_in_making_keys,

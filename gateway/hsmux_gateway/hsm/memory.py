@@ -36,7 +36,7 @@ from .errors import (
     TokenUnavailable,
     Unsupported,
 )
-from .token import BatchResult, FoundObject, HsmKey, TokenStatistics
+from .token import DATA_SIZE_MAX, BatchResult, FoundObject, HsmKey, TokenStatistics
 
 __all__ = ["MemoryToken"]
 
@@ -63,11 +63,14 @@ class MemoryToken:
 
     Attributes:
         away: Set it, and everything is TokenUnavailable.
+        keeps_data: Clear it, and it is a token without data objects, like NSS softokn.
     """
 
     def __init__(self, name: str, arena: Arena) -> None:
         self.name = name
         self.away = False
+        self.keeps_data = True
+        self._data: list[tuple[str, bytes]] = []
         self._arena = arena
         self._objects: dict[bytes, tuple[str, Any]] = {}
         self._is_busy = False
@@ -223,6 +226,32 @@ class MemoryToken:
                 )
                 for cka_id, (spec, _) in self._objects.items()
             ]
+
+    async def list_data(self, label: str, *, deadline: float) -> list[bytes]:
+        """The values under a label."""
+        async with self._turn(deadline):
+            self._require_data()
+            return [value for name, value in self._data if name == label]
+
+    async def put_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Keep a value."""
+        async with self._turn(deadline):
+            self._require_data()
+            if len(value) > DATA_SIZE_MAX:
+                raise InvalidInput(f"a data object of {len(value)} bytes")
+            if (label, value) not in self._data:
+                self._data.append((label, value))
+
+    async def remove_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Forget a value."""
+        async with self._turn(deadline):
+            self._require_data()
+            if (label, value) in self._data:
+                self._data.remove((label, value))
+
+    def _require_data(self) -> None:
+        if not self.keeps_data:
+            raise Unsupported("this token keeps no data objects")
 
     async def prove(self, key: HsmKey, *, deadline: float, tenant: bytes = SYSTEM_TENANT) -> None:
         """Prove that the object is this key."""

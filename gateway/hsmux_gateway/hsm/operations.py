@@ -25,6 +25,7 @@ from hsmux_native.pkcs11 import IV_SIZE, SecretPage
 from . import softhsm
 from .application import CHALLENGE_SIZE, TRIES_TO_BLAME, Application
 from .column_run import ColumnRun, Sampler
+from .data_objects import DataObjects
 from .failures import Ending, Failure
 from .progress import Progress
 from .public_keys import spki_of_rsa, verifies
@@ -66,6 +67,7 @@ class Operations:
         self._progress = progress
         self._sampler = Sampler(verify_every)
         self._last_random = b""
+        self._data_objects = DataObjects(application)
         self.ending: Ending | None = None
         self._table: dict[str, Callable[..., Any]] = {
             "encrypt": self._encrypt,
@@ -75,6 +77,9 @@ class Operations:
             "destroy": self._destroy,
             "drop_key": self._drop_key,
             "list_objects": self._list_objects,
+            "list_data": self._data_objects.list_values,
+            "put_data": self._data_objects.put,
+            "remove_data": self._data_objects.remove,
             "random": self._random,
             "seal_page": self._seal_page,
             "open_page": self._open_page,

@@ -32,9 +32,15 @@ KILL_S: Final[dict[str, float]] = {
     "destroy": 10.0,
     "list_objects": 30.0,
     "try_quirk": 20.0,
+    "list_data": 10.0,
+    "put_data": 10.0,
+    "remove_data": 10.0,
 }
 """Seconds an operation, or an item of a column, may run before its worker is killed."""
 KILL_DEFAULT_S: Final = 5.0
+
+EXCLUSIVE: Final = frozenset({"generate", "destroy", "put_data", "remove_data"})
+"""Operations that make or destroy objects: one at a time in a token."""
 
 SILENCE_S: Final = 1.0
 """Seconds until a worker that was killed for its silence is gone."""
@@ -93,7 +99,7 @@ class PoolToken:
             deadline,
             KILL_S.get(operation, KILL_DEFAULT_S),
             repeatable=operation not in ("generate", "try_quirk"),
-            exclusive=operation in ("generate", "destroy"),
+            exclusive=operation in EXCLUSIVE,
             alone=isinstance(request, PageRequest) or operation == "try_quirk",
         )
 
@@ -162,6 +168,19 @@ class PoolToken:
         """Keys in the token."""
         found = await self._ask("list_objects", [], deadline)
         return [FoundObject(*item) for item in found]
+
+    async def list_data(self, label: str, *, deadline: float) -> list[bytes]:
+        """The values of the data objects under a label; see `Token`."""
+        found: list[bytes] = await self._ask("list_data", [label], deadline)
+        return found
+
+    async def put_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Keep a value as a data object; see `Token`."""
+        await self._ask("put_data", [label, value], deadline)
+
+    async def remove_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Destroy data objects; see `Token`."""
+        await self._ask("remove_data", [label, value], deadline)
 
     async def mechanisms(self, *, deadline: float) -> list[str]:
         """Mechanisms the token lists."""

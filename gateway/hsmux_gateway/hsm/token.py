@@ -9,11 +9,14 @@ fair queue: the access point whose request it is, the gateway itself where none 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from ..fairness import SYSTEM_TENANT
 
-__all__ = ["BatchResult", "FoundObject", "HsmKey", "Token", "TokenStatistics"]
+__all__ = ["DATA_SIZE_MAX", "BatchResult", "FoundObject", "HsmKey", "Token", "TokenStatistics"]
+
+DATA_SIZE_MAX: Final = 1024
+"""Bytes of a data object's value: what any token has room for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,24 @@ class Token(Protocol):
 
     async def list_objects(self, *, deadline: float) -> list[FoundObject]:
         """Keys in the token."""
+
+    async def list_data(self, label: str, *, deadline: float) -> list[bytes]:
+        """The values of the private data objects that the gateway has put here under a label.
+
+        Raises:
+            Unsupported: The token keeps no data objects.
+        """
+
+    async def put_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Keep a value of at most `DATA_SIZE_MAX` bytes as a private data object, durable and read
+        back on return; nothing is done if it is there already.
+
+        Raises:
+            Unsupported: The token keeps no data objects.
+        """
+
+    async def remove_data(self, label: str, value: bytes, *, deadline: float) -> None:
+        """Destroy the data objects with this label and value; there may be none."""
 
     async def encrypt(
         self,

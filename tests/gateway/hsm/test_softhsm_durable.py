@@ -4,10 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from hsmux_gateway.hsm.pool import open_token
+from hsmux_gateway.hsm.settings import TokenSettings
+from hsmux_native import Arena
 from tests.gateway.hsm.conftest import PIN, softhsm_settings
 from tests.gateway.hsm.rig import Rig
 from tests.gateway.hsm.test_faults_identity import object_files
@@ -31,7 +35,10 @@ def sync(fd):
     fsync(fd)
 
 os.fsync = sync
-for operation, arguments in (("generate", [spec, bytes(16), "key"]), ("destroy", [bytes(16)])):
+changes = (("generate", [spec, bytes(16), "key"]), ("destroy", [bytes(16)]))
+if spec == "data object":
+    changes = (("put_data", [spec, bytes(100)]), ("remove_data", [spec, bytes(100)]))
+for operation, arguments in changes:
     number, kind, *rest = operations.do(1, operation, far, arguments)
     print(json.dumps([kind, synced]), flush=True)
     synced.clear()
@@ -39,8 +46,8 @@ for operation, arguments in (("generate", [spec, bytes(16), "key"]), ("destroy",
 """
 
 
-@pytest.mark.parametrize("spec", ["AES_256", "EC_P256"])
-def test_a_new_key_and_a_destroyed_one_are_durable_when_it_is_told(
+@pytest.mark.parametrize("spec", ["AES_256", "EC_P256", "data object"])
+def test_a_new_object_and_a_destroyed_one_are_durable_when_it_is_told(
     tmp_path: Path, spec: str
 ) -> None:
     rig = Rig(softhsm_settings(tmp_path), tmp_path)
@@ -66,3 +73,28 @@ def test_a_new_key_and_a_destroyed_one_are_durable_when_it_is_told(
         assert synced[-1] == str(objects[0].parent)
         process.stdin.close()
         assert process.wait(30) == 0
+
+
+async def test_a_data_object_that_was_cut_short_hides_no_other(
+    softhsm: TokenSettings, arena: Arena, tmp_path: Path
+) -> None:
+    """As a kill in the middle of making it leaves it."""
+
+    def files() -> set[Path]:
+        return set((tmp_path / "softhsm").rglob("*.object"))
+
+    def deadline() -> float:
+        return time.monotonic() + 30
+
+    async with open_token(softhsm, arena, tmp_path / "hsm") as token:
+        await token.put_data("kind", b"old", deadline=deadline())
+        before = files()
+        await token.put_data("kind", b"new", deadline=deadline())
+        (made,) = files() - before
+    whole = made.read_bytes()
+    for size in (0, len(whole) // 2, len(whole) - 1):
+        made.write_bytes(whole[:size])
+        async with open_token(softhsm, arena, tmp_path / "hsm") as token:
+            assert await token.list_data("kind", deadline=deadline()) == [b"old"]
+            await token.put_data("kind", b"next", deadline=deadline())
+            await token.remove_data("kind", b"next", deadline=deadline())
