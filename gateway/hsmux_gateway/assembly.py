@@ -28,10 +28,12 @@ from .access.policy_service import PolicyService
 from .access.renewal import ENDING_DAYS, KeyEnds
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
+from .anchor import AuditEnd, make_keeper
 from .audit.calls import CallRecords
 from .audit.checkpoints import BadCheckpoint, CheckpointFile
 from .audit.journal import Journal
 from .audit.layout import CHECKPOINTS
+from .audit.records import RollbackAccepted
 from .audit.segments import ChainDamaged, RecordError, open_chain
 from .audit.signing import CheckpointSigner
 from .authority_key import DeploymentAuthority, open_own_key
@@ -121,6 +123,9 @@ class Gateway:
         self.metrics = Metrics()
         self.journal, self.checkpoints = _open_log(base, sealer, log_requests)
         self._records = CallRecords(_context_mac(base, sealer))
+        self.anchor = make_keeper(
+            config, base.instance, sealer, base.tokens, base.store, self._audit_end
+        )
         self.materials = Materials(
             base.arena,
             sealer.slot,
@@ -205,6 +210,7 @@ class Gateway:
             _kind_of_store(config),
             self.warnings,
             self.expiry,
+            self.anchor.age_s,
         )
         return Engine(
             collect_handlers(*services, self._lifecycle, administration, policies, status),
@@ -248,6 +254,24 @@ class Gateway:
         """Drop private keys that nobody has used for a while."""
         self.materials.forget_idle(time.monotonic())
 
+    def _audit_end(self) -> AuditEnd:
+        chain = self.journal.chain
+        return AuditEnd(chain.chain, *chain.synced)
+
+    async def check_anchor(self, *, accept: bool) -> None:
+        """Refuse a store that was rolled back, or record that this is accepted.
+
+        Raises:
+            OperatorError: It was rolled back, or what to compare it with cannot be read.
+            SyncFailed: The process must end.
+        """
+        accepted = await self.anchor.check(accept=accept)
+        if accepted is not None:
+            revision = self.catalog.revision
+            record = RollbackAccepted(now_ms(), revision, accepted.revision, accepted.at_ms)
+            await self.journal.durable(self.journal.append(record))
+            await self.anchor.write(accept=True)
+
     async def sign_start(self) -> None:
         """Put the start of this process under a checkpoint."""
         await self.journal.durable(self.journal.written)
@@ -271,6 +295,7 @@ class Gateway:
             if number
         ]
         found += self.reconciliation.unproven
+        found += self.anchor.warnings()
         worn = self._counters.worn()
         found += [
             f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"

@@ -112,8 +112,13 @@ def administrator(config: Path) -> tuple[Server, Path]:
     return checked.server, administrator_files(Instance(Path(checked.instance_dir))).certificate
 
 
-def serve(config: Path) -> None:
-    """Serve until SIGTERM or SIGINT; logs JSON lines to stderr."""
+def serve(config: Path, *, accept_rollback: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; logs JSON lines to stderr.
+
+    Args:
+        config: The configuration file.
+        accept_rollback: Go on with a store that is older than its anchor.
+    """
     log = log_to(STDERR)
     checked = load_config(config)
 
@@ -123,7 +128,7 @@ def serve(config: Path) -> None:
             print("hsmux: the root key is a file: for development only", file=sys.stderr)
 
     async def main() -> None:
-        await run_serve(checked, ready=ready, log_requests=log)
+        await run_serve(checked, ready=ready, log_requests=log, accept_rollback=accept_rollback)
 
     _run(main)
 

@@ -1,8 +1,9 @@
 """The daemon: starts the parts in order, serves until a signal, and stops them in order.
 
 Start: the instance directory is locked, the C module tests itself, tokens are opened (their PINs
-are proven there), the store is unlocked by the root, the catalogue is read, and only then are
-addresses listened on. So a gateway that accepts a connection can serve it.
+are proven there), the store is unlocked by the root, the catalogue is read, the store is compared
+with its anchor, and only then are addresses listened on. So a gateway that accepts a connection can
+serve it.
 
 Stop, on SIGTERM or SIGINT: no new connections, GOAWAY on the open ones, open requests are answered
 within `server.drain_s`, then the rest is cut. Journal and store are closed last. A second signal
@@ -16,6 +17,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TextIO, cast
 
 import structlog
@@ -102,6 +104,7 @@ async def run_serve(
     ready: Callable[[Addresses], None],
     before: Callable[[Foundation], Awaitable[None]] | None = None,
     log_requests: LogSink | None = None,
+    accept_rollback: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -110,6 +113,7 @@ async def run_serve(
         ready: Called once requests are accepted.
         before: Awaited on the foundation first; `hsmux dev` initialises there.
         log_requests: Where the request log goes, or None.
+        accept_rollback: Go on with a store that is older than its anchor.
 
     Raises:
         OperatorError: The gateway cannot start or go on; says what to do.
@@ -124,7 +128,7 @@ async def run_serve(
                 async with open_foundation(config, create=before is not None) as base:
                     if before is not None:
                         await before(base)
-                    await _serve(base, stop, ready, log_requests)
+                    await _serve(base, stop, ready, log_requests, accept_rollback)
             nursery.cancel_scope.cancel()
 
 
@@ -133,6 +137,7 @@ async def _serve(
     stop: _Signals,
     ready: Callable[[Addresses], None],
     log_requests: LogSink | None,
+    accept_rollback: bool,
 ) -> None:
     sealer = await unlock(base.config, base.arena, base.tokens, base.store)
     gateway = Gateway(base, sealer, log_requests)
@@ -141,8 +146,10 @@ async def _serve(
             nursery.start_soon(_or_start_again, gateway.journal.keep_durable)
             await nursery.start(_run_writer, gateway)
             await _read_catalogue(gateway)
+            await _or_start_again(partial(gateway.check_anchor, accept=accept_rollback))
             await _or_start_again(gateway.sign_start)
             nursery.start_soon(_or_start_again, gateway.checkpoints.sign_for_ever)
+            nursery.start_soon(gateway.anchor.keep)
             await _run(gateway, stop, ready)
             nursery.cancel_scope.cancel()
     finally:
@@ -153,6 +160,7 @@ async def _serve(
     # In order: the last checkpoint holds the stop as well.
     await _or_start_again(gateway.checkpoints.sign)
     gateway.checkpoints.close()
+    await gateway.anchor.write(at_stop=True)
 
 
 async def _or_start_again(work: Callable[[], Awaitable[None]]) -> None:
@@ -171,7 +179,8 @@ async def _read_catalogue(gateway: Gateway) -> None:
     try:
         await gateway.effects.refresh()
     except HsmuxError as error:
-        raise OperatorError(f"store: {error.__cause__}", exit_code=EXIT_AGAIN) from error
+        # The border tells what was changed from what is away.
+        raise error.__cause__ or error from None
 
 
 async def _run(gateway: Gateway, stop: _Signals, ready: Callable[[Addresses], None]) -> None:

@@ -37,7 +37,15 @@ from .hsm.errors import (
 from .hsm.settings import TokenSettings
 from .hsm.token import Token
 from .instance import Instance
-from .store import Store, StoreBusy, StoreDamaged, StoreError, StoreMissing, StoreUnavailable
+from .store import (
+    SealBroken,
+    Store,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    StoreMissing,
+    StoreUnavailable,
+)
 
 __all__ = [
     "Foundation",
@@ -49,6 +57,9 @@ __all__ = [
 ]
 
 PR_SET_DUMPABLE: Final = 4
+
+_CHANGED: Final = "; restore the newest backup of the whole store (docs/recovery.md)"
+"""What to do about a store in which somebody changed rows."""
 
 _TOKEN_AWAY: Final = (TokenUnavailable, TokenBusy, TokenDeadlineExceeded, TokenOutcomeUnknown)
 """Errors of a token that may be over when somebody tries again."""
@@ -135,7 +146,8 @@ def operator_border() -> Iterator[None]:
         is_away = isinstance(error, StoreUnavailable | StoreBusy | StoreDamaged)
         is_away = is_away and not isinstance(error, StoreMissing)
         exit_code = EXIT_AGAIN if is_away else EXIT_OPERATOR
-        failure = failure or OperatorError(f"store: {error}", exit_code=exit_code)
+        remedy = _CHANGED if isinstance(error, SealBroken) else ""
+        failure = failure or OperatorError(f"store: {error}{remedy}", exit_code=exit_code)
     except* TokenError as group:
         failure = failure or token_failure("token", first_of(group))
     if failure is not None:

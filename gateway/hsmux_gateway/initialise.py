@@ -40,6 +40,7 @@ from .access.administration import client_key_row
 from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
 from .access.identities import spki_sha256
 from .access.policy import Policy, format_policy
+from .anchor import NO_AUDIT, make_keeper
 from .authority_key import DeploymentAuthority, sealed_material, token_private_key
 from .clock import now_ms
 from .config import Config
@@ -550,6 +551,10 @@ async def initialise(
     bootstrap = await trio.to_thread.run_sync(store.bootstrap)
     make_root = _seal_store if bootstrap.bare else unlock
     sealer = await make_root(config, arena, tokens, store)
+    if not bootstrap.bare:
+        # What is about to be written would make a store that was rolled back look newer.
+        keeper = make_keeper(config, instance, sealer, tokens, store, lambda: NO_AUDIT)
+        await keeper.check(accept=False)
     has_wrapping_key = await _make_wrapping_key(config, tokens, store)
     row, has_ca = await _make_ca(config, arena, sealer, tokens, store)
     authority = DeploymentAuthority(row, tokens, arena, sealer.slot, store.deployment_id)

@@ -6,6 +6,7 @@
     tls/                 the gateway's own certificate and private key
     administrator/       the first administrator's client key, made by `hsmux init`
     hsm/                 what the HSM layer keeps: PIN marks, copies of token files
+    anchor               the store's anchor, where the root's token keeps no data objects
 
 Files are written whole or not at all: to a temporary name, made durable, then renamed.
 """

@@ -33,6 +33,7 @@ class StatusService:
         store: Which store it is, for people.
         warnings: What an operator should mend, now.
         expiry: What ends, and when.
+        anchor_age_s: Seconds since the store's anchor was written, or None.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class StatusService:
         store: str,
         warnings: Callable[[], list[str]],
         expiry: Callable[[], ExpiryRecord],
+        anchor_age_s: Callable[[], int | None],
     ) -> None:
         self._catalog = catalog
         self._tokens = tokens
@@ -52,6 +54,7 @@ class StatusService:
         self._store = store
         self._warnings = warnings
         self._expiry = expiry
+        self._anchor_age_s = anchor_age_s
         self._started = time.monotonic()
 
     async def show_status(self, call: Call) -> list[Any]:
@@ -65,6 +68,7 @@ class StatusService:
             self._store,
             self._catalog.revision,
             self._expiry(),
+            self._anchor_age_s(),
             self._warnings()[:WARNINGS_MAX],
             [token_record(token) for token in self._tokens.values()],
         ]

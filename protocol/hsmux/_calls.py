@@ -538,8 +538,8 @@ def status() -> Call[Status]:
     """What the gateway is and how it fares."""
 
     def convert(values: list[Any]) -> Status:
-        version, deployment, uptime_s, backend, root, store, revision, ends, *lists = values
-        warnings, tokens = lists
+        version, deployment, uptime_s, backend, root, store, revision, *rest = values
+        ends, age_s, warnings, tokens = rest
         return Status(
             version,
             deployment.hex(),
@@ -548,6 +548,7 @@ def status() -> Call[Status]:
             root,
             store,
             revision,
+            age_s,
             tuple(warnings),
             tuple(TokenStatus(*token) for token in tokens),
             _moment(ends.ca_not_after_ms),

@@ -287,6 +287,8 @@ class Status:
         root: Where the root key is.
         store: Which store it is.
         store_revision: Of the last change this process has seen.
+        anchor_age_s: Seconds since what the store says was last written where a copy of the store
+            does not bring it back; None while that was not done.
         warnings: What an operator should mend.
         tokens: Every configured token.
         ca_not_after: End of the deployment's CA, UTC.
@@ -302,6 +304,7 @@ class Status:
     root: str
     store: str
     store_revision: int
+    anchor_age_s: int | None
     warnings: tuple[str, ...]
     tokens: tuple[TokenStatus, ...]
     ca_not_after: datetime.datetime

@@ -660,6 +660,7 @@ _TABLE: Final = (
             Field("store", Text(64)),
             Field("store_revision", Integer(2**63)),
             Field("expiry", EXPIRY_RECORD),
+            Field("anchor_age_s", Optional(Integer(2**32))),
             Field("warnings", Array(Text(1024), 32)),
             Field("tokens", Array(TOKEN_RECORD, 64)),
         ),

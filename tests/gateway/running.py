@@ -31,7 +31,8 @@ def ready(addresses):
     print(json.dumps([addresses.server, addresses.health]), flush=True)
 
 async def main():
-    await run_serve(config, ready=ready, log_requests=sink)
+    accepted = "accept-rollback" in sys.argv[3:]
+    await run_serve(config, ready=ready, log_requests=sink, accept_rollback=accepted)
 
 trio.run(main)
 """
@@ -82,7 +83,7 @@ def write_config(directory: Path, extra: str = "") -> Path:
 
 @contextmanager
 def running_gateway(
-    config: Path, *, init: bool = True, before: tuple[str, ...] = ()
+    config: Path, *, init: bool = True, before: tuple[str, ...] = (), accept_rollback: bool = False
 ) -> Iterator[Running]:
     """Start a gateway and stop it at the end.
 
@@ -90,12 +91,13 @@ def running_gateway(
         config: Its configuration; everything else lies beside it.
         init: Initialise it first.
         before: A program and its arguments that starts the gateway, such as `prlimit`.
+        accept_rollback: Have it accept a store that is older than its anchor.
     """
     directory = config.parent
     log = directory / "gateway.log"
     command = [*before, sys.executable, "-c", PROGRAM, str(config), str(log)]
     process = subprocess.Popen(
-        [*command, *(["init"] if init else [])],
+        [*command, *["init"] * init, *["accept-rollback"] * accept_rollback],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -151,7 +151,7 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
     "show_status": OperationExample(
         (),
         (
-            *("0.1.0", KEY_ID, 60, "openssl", "hsm", "sqlite", 7, EXPIRY_RECORD),
+            *("0.1.0", KEY_ID, 60, "openssl", "hsm", "sqlite", 7, EXPIRY_RECORD, 3),
             *(["one KEK seal"], [TOKEN_RECORD]),
         ),
     ),

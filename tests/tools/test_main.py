@@ -140,13 +140,25 @@ def test_a_fault_of_the_machine_is_1(deployment: Deployment, run: Run) -> None:
 
 
 def test_an_operator_must_act(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(config: object) -> None:
+    def serve(config: object, *, accept_rollback: bool) -> None:
         raise OperatorError("PIN refused (run `hsmux hsm clear-pin`)")
 
     monkeypatch.setattr("hsmux_gateway.command.serve", serve)
     result = run("serve", "--config", "gw.toml")
     assert (result.exit_code, result.stdout) == (8, "")
     assert result.stderr == "hsmux: PIN refused (run `hsmux hsm clear-pin`)\n"
+
+
+def test_a_rollback_is_accepted_only_when_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted: list[bool] = []
+
+    def serve(config: object, *, accept_rollback: bool) -> None:
+        accepted.append(accept_rollback)
+
+    monkeypatch.setattr("hsmux_gateway.command.serve", serve)
+    assert run("serve", "--config", "gw.toml").exit_code == 0
+    assert run("serve", "--config", "gw.toml", "--accept-rollback").exit_code == 0
+    assert accepted == [False, True]
 
 
 def test_interrupted(deployment: Deployment, run: Run) -> None:

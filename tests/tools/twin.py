@@ -313,6 +313,7 @@ class ClientTwin:
             "token main",
             "sqlite",
             7,
+            3,
             warnings,
             tokens,
             MOMENT,

@@ -42,6 +42,7 @@ __all__ = [
     "MalformedRecord",
     "Request",
     "Retired",
+    "RollbackAccepted",
     "Run",
     "Start",
     "Stop",
@@ -261,7 +262,23 @@ class ClockJump(_Record, frozen=True, array_like=True, tag=8):
     by_ms: _Signed
 
 
-AnyRecord = Start | Stop | Request | Run | Torn | Flood | Retired | ClockJump
+class RollbackAccepted(_Record, frozen=True, array_like=True, tag=9):
+    """An operator let the gateway go on with a store that is older than its anchor.
+
+    Attributes:
+        revision: Of the store as it was found.
+        anchored_revision: Of the store when the anchor was written.
+        anchored_ms: When that was.
+    """
+
+    kind = "rollback_accepted"
+
+    revision: _Count
+    anchored_revision: _Count
+    anchored_ms: _Moment
+
+
+AnyRecord = Start | Stop | Request | Run | Torn | Flood | Retired | ClockJump | RollbackAccepted
 
 KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     1: Start,
@@ -272,6 +289,7 @@ KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     6: Flood,
     7: Retired,
     8: ClockJump,
+    9: RollbackAccepted,
 }
 """Every kind by its number."""
 
@@ -329,6 +347,7 @@ _EXPORTED: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "at_ms": ("at", _moment),
     "first_ms": ("first_at", _moment),
     "last_ms": ("last_at", _moment),
+    "anchored_ms": ("anchored_at", _moment),
     "operation": ("operation", _operation),
     "outcome": ("outcome", _outcome),
     "key_id": ("key_id", _key_id),

@@ -16,6 +16,7 @@ from hsmux_gateway.audit.records import (
     Flood,
     Request,
     Retired,
+    RollbackAccepted,
     Run,
     Start,
     Stop,
@@ -84,6 +85,7 @@ def every_kind() -> list[AnyRecord]:
         Flood(AT_MS, AT_MS - 9000, AT_MS - 1, "198.51.100.9", "certificate expired", 412),
         Retired(AT_MS, 1, 1000, b"h" * 32),
         ClockJump(AT_MS, -3_600_000),
+        RollbackAccepted(AT_MS, 90, 100, AT_MS - 60_000),
     ]
 
 

@@ -109,13 +109,18 @@ def _save_administrator(server: Any, name: str, made: Any) -> None:
 
 @verb("serve", "hsmux serve --config /etc/hsmux/hsmux.toml")
 @_config
-def serve(config: Path) -> None:
+@click.option(
+    "--accept-rollback",
+    is_flag=True,
+    help="Go on with a store that is older than its anchor; this once, after restoring a backup.",
+)
+def serve(config: Path, accept_rollback: bool) -> None:
     """Serve until SIGTERM.
 
     Logs JSON lines to standard error. SIGTERM finishes open requests first.
     """
     with gateway_command() as command:
-        command.serve(config)
+        command.serve(config, accept_rollback=accept_rollback)
 
 
 @verb("check-config", "hsmux check-config --config /etc/hsmux/hsmux.toml")
