@@ -35,6 +35,7 @@ from .rows import (
     KekSealRow,
     KeyRow,
     KeyVersionRow,
+    MtlsBindingRow,
     NetworkRuleRow,
     PolicyRow,
     RootRow,
@@ -114,6 +115,8 @@ def sample_rows() -> list[Row]:
         PolicyRow("a", "{}", _NOW_MS),
         PolicyRow("gone", "", _NOW_MS),
         NetworkRuleRow("office", "10.0.0.0/8", _NOW_MS),
+        MtlsBindingRow("uri:spiffe://example.org/mail", _ACCESS_POINT),
+        MtlsBindingRow("uri:spiffe://example.org/gone", None),
         SettingRow("ca-certificate", b"value", b"secret"),
         CounterRow(_KEY, 1, 256),
         IntentRow(

@@ -46,6 +46,7 @@ __all__ = [
     "KEK_SEALS",
     "KEYS",
     "KEY_VERSIONS",
+    "MTLS_BINDINGS",
     "NETWORK_RULES",
     "POLICIES",
     "ROOTS",
@@ -68,6 +69,7 @@ __all__ = [
     "Key",
     "KeyRow",
     "KeyVersionRow",
+    "MtlsBindingRow",
     "NetworkRuleRow",
     "PolicyRow",
     "RootRow",
@@ -313,6 +315,19 @@ class ClientKeyRow(Row, frozen=True):
     row_revision: int = 0
 
 
+class MtlsBindingRow(Row, frozen=True):
+    """Whose certificates of other CAs are that carry a URI or a public key.
+
+    Attributes:
+        name: `uri:<URI>` or `spki:<SHA-256>`: what a certificate carries.
+        access_point_id: Whose it is; None when it is nobody's any more, so that others learn of it.
+    """
+
+    name: str
+    access_point_id: bytes | None
+    row_revision: int = 0
+
+
 class CounterRow(Row, frozen=True):
     """How many uses of a key version have been leased, ever: it over-counts after a crash and
     never under-counts.
@@ -472,6 +487,14 @@ CLIENT_KEYS: Final = Table(
 )
 POLICIES: Final = Table("policies", PolicyRow, ("name",), followed=True)
 NETWORK_RULES: Final = Table("network_rules", NetworkRuleRow, ("name",), followed=True)
+MTLS_BINDINGS: Final = Table(
+    "mtls_bindings",
+    MtlsBindingRow,
+    ("name",),
+    references=(("access_point_id", "access_points"),),
+    indexed=("access_point_id",),
+    followed=True,
+)
 SETTINGS: Final = Table("settings", SettingRow, ("name",), secret=("secret",), followed=True)
 COUNTERS: Final = Table("counters", CounterRow, ("key_id", "version"))
 INTENTS: Final = Table("intents", IntentRow, ("intent_id",), indexed=("lease_until_ms",))
@@ -496,6 +519,7 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     CLIENT_KEYS,
     POLICIES,
     NETWORK_RULES,
+    MTLS_BINDINGS,
     SETTINGS,
     COUNTERS,
     INTENTS,

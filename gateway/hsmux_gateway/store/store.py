@@ -54,6 +54,7 @@ from .rows import (
     KekSealRow,
     KeyRow,
     KeyVersionRow,
+    MtlsBindingRow,
     NetworkRuleRow,
     PolicyRow,
     RootRow,
@@ -133,6 +134,7 @@ class Changes(msgspec.Struct, frozen=True):
     client_keys: list[ClientKeyRow] = []
     policies: list[PolicyRow] = []
     network_rules: list[NetworkRuleRow] = []
+    mtls_bindings: list[MtlsBindingRow] = []
     settings: list[SettingRow] = []
 
 

@@ -99,7 +99,7 @@ def test_no_store_is_refused(url: str, tmp_path: Path) -> None:
         Store.open(url)
 
 
-@pytest.mark.parametrize("version", ["0002", "9999", "x", ""])
+@pytest.mark.parametrize("version", [f"{int(SCHEMA_VERSION) + 1:04}", "9999", "x", ""])
 def test_a_newer_store_is_refused(url: str, created: Created, version: str) -> None:
     created(url).close()
     _execute(url, f"UPDATE alembic_version SET version_num = '{version}'")
@@ -112,8 +112,8 @@ def test_an_older_store_names_the_remedy(
     url: str, created: Created, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     created(url).close()
-    monkeypatch.setattr("hsmux_gateway.store.opening.SCHEMA_VERSION", "0002")
-    monkeypatch.setattr("hsmux_gateway.store.opening.OLDER_VERSIONS", ("0001",))
+    monkeypatch.setattr("hsmux_gateway.store.opening.SCHEMA_VERSION", "9999")
+    monkeypatch.setattr("hsmux_gateway.store.opening.OLDER_VERSIONS", (SCHEMA_VERSION,))
     with pytest.raises(SchemaMismatch, match="hsmux store migrate"):
         Store.open(url)
 
@@ -121,6 +121,16 @@ def test_an_older_store_names_the_remedy(
 def test_migrating_a_current_store_changes_nothing(url: str, created: Created) -> None:
     created(url).close()
     assert migrate_database(url) == (SCHEMA_VERSION, SCHEMA_VERSION)
+    Store.open(url).close()
+
+
+def test_a_store_of_the_first_version_is_migrated(url: str, created: Created) -> None:
+    created(url).close()
+    _execute(url, "DROP TABLE mtls_bindings")
+    _execute(url, "UPDATE alembic_version SET version_num = '0001'")
+    with pytest.raises(SchemaMismatch, match="hsmux store migrate"):
+        Store.open(url)
+    assert migrate_database(url) == ("0001", SCHEMA_VERSION)
     Store.open(url).close()
 
 
