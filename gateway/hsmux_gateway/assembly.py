@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import cryptography
+import structlog
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -39,8 +41,9 @@ from .audit.signing import CheckpointSigner
 from .authority_key import DeploymentAuthority, open_own_key
 from .catalog import Catalog
 from .clock import now_ms
-from .config import Config
+from .config import Config, restart_settings
 from .connection import ConnectionFacts
+from .credentials import Credentials, ServerCredentials
 from .effects import Effects
 from .engine import Engine, collect_handlers, collect_runs
 from .errors import OperatorError
@@ -64,9 +67,10 @@ from .root import ArenaSealer
 from .status_service import StatusService, token_condition
 from .store import StoreWriter
 from .store.rows import AUDIT_KEY, CA_KEY, GatewayKeyRow
-from .tls import make_server_context
 
 __all__ = ["Gateway"]
+
+log = structlog.get_logger("hsmux.gateway")
 
 SIGNERS_MAX: Final = 8
 """Threads that sign or verify at a time."""
@@ -106,6 +110,7 @@ class Gateway:
     Attributes:
         reconciliation: Compares store and tokens.
         stopping: Whether no new connections are taken.
+        credentials: Of the listener, once there is one.
     """
 
     def __init__(self, base: Foundation, sealer: ArenaSealer, log_requests: LogSink | None) -> None:
@@ -135,7 +140,7 @@ class Gateway:
         )
         self.turns = Turns()
         self.stopping = False
-        self._certificate: x509.Certificate | None = None
+        self.credentials: ServerCredentials | None = None
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
         self._counters = UseCounters(self._lease_uses)
@@ -187,8 +192,16 @@ class Gateway:
         possible = connections_possible(
             config.limits.connections_max, workers * DESCRIPTORS_PER_WORKER
         )
-        listener = Listener(self._tls_context(), facts, possible)
+        credentials = ServerCredentials(config.tls, self.base.instance, self._authority)
+        listener = Listener(lambda: credentials.current.context, facts, possible)
         self.catalog.on_identity_change(listener.recheck)
+
+        def take(current: Credentials) -> None:
+            self._identities.trust = current.trust
+            listener.recheck()
+
+        credentials.on_change(take)
+        self.credentials = credentials
         self._show(listener, facts)
         return listener
 
@@ -232,14 +245,25 @@ class Gateway:
             row, base.tokens, base.arena, self._sealer.slot, base.store.deployment_id
         )
 
-    def _tls_context(self) -> Any:
-        config, instance = self.base.config, self.base.instance
-        ca = self._authority().certificate.public_bytes(serialization.Encoding.DER)
-        certificate = Path(config.tls.certificate or instance.server_certificate)
-        private_key = Path(config.tls.private_key or instance.server_key)
-        context = make_server_context(certificate, private_key, ca)
-        self._certificate = x509.load_pem_x509_certificate(certificate.read_bytes())
-        return context
+    async def reload(self, load: Callable[[], Config]) -> None:
+        """Read the configuration and what it names again; what cannot be used changes nothing.
+
+        Args:
+            load: Reads the configuration; may block.
+        """
+        if self.credentials is None:
+            return
+        try:
+            config = await trio.to_thread.run_sync(load)
+            await self.credentials.reload(config.tls)
+        except OperatorError as error:
+            log.error("not reloaded, everything stays as it was", error=error.text)
+            return
+        ends = f"{self.credentials.current.certificate.not_valid_after_utc:%Y-%m-%d}"
+        names = self.credentials.current.trust.names
+        log.info("reloaded", certificate_ends=ends, outside_cas=names)
+        if settings := restart_settings(self.base.config, config):
+            log.warning("changed settings that need a restart", settings=settings)
 
     async def _refresh(self) -> None:
         # Who is asking is known before what is changed can be: the two know each other.
@@ -284,8 +308,8 @@ class Gateway:
         found = self.not_ready()
         if self.base.config.root.file:
             found.append("the root key is a file: for development only")
-        if self._certificate is not None:
-            ends = self._certificate.not_valid_after_utc
+        if self.credentials is not None:
+            ends = self.credentials.current.certificate.not_valid_after_utc
             if ends - datetime.datetime.now(datetime.UTC) < RENEWAL:
                 found.append(f"the gateway's own certificate ends on {ends:%Y-%m-%d}: renew it")
         found += _ends_in_words(self.expiry())
@@ -311,8 +335,8 @@ class Gateway:
 
     def _certificates(self) -> dict[str, x509.Certificate]:
         found = {"ca": self._authority().certificate}
-        if self._certificate is not None:
-            found["server"] = self._certificate
+        if self.credentials is not None:
+            found["server"] = self.credentials.current.certificate
         return found
 
     def not_ready(self) -> list[str]:

@@ -30,6 +30,7 @@ from .store.rows import (
     GatewayKeyRow,
     KeyRow,
     KeyVersionRow,
+    MtlsBindingRow,
     NetworkRuleRow,
     PolicyRow,
 )
@@ -103,6 +104,8 @@ class Catalog:
         self.client_key_order = Ordered()
         self.client_keys_by_spki: dict[bytes, bytes] = {}
         self.client_keys_of: dict[bytes, set[bytes]] = {}
+        self.mtls_bindings: dict[str, bytes] = {}
+        self._mtls_of: dict[bytes, set[str]] = {}
         self.policies: dict[str, PolicyRow] = {}
         self.policy_order = Ordered()
         self.network_rules: dict[str, NetworkRuleRow] = {}
@@ -125,7 +128,7 @@ class Catalog:
         self._key_listeners.append(listener)
 
     def on_identity_change(self, listener: Callable[[], None]) -> None:
-        """Call `listener` when an access point or client key changed."""
+        """Call `listener` when an access point, client key or mTLS binding changed."""
         self._identity_listeners.append(listener)
 
     def on_rule_change(self, listener: Callable[[Changes], None]) -> None:
@@ -143,6 +146,7 @@ class Catalog:
             (changes.client_keys, self._apply_client_key),
             (changes.policies, self._apply_policy),
             (changes.network_rules, self._apply_network_rule),
+            (changes.mtls_bindings, self._apply_mtls_binding),
         )
         for rows, apply in tables:
             for row in rows:
@@ -154,7 +158,7 @@ class Catalog:
             self._derived.pop(key_id, None)
             for listener in self._key_listeners:
                 listener(key_id)
-        if changes.access_points or changes.client_keys:
+        if changes.access_points or changes.client_keys or changes.mtls_bindings:
             for notify in self._identity_listeners:
                 notify()
         if changes.access_points or changes.policies or changes.network_rules:
@@ -206,6 +210,18 @@ class Catalog:
 
     def _apply_network_rule(self, row: NetworkRuleRow) -> None:
         _apply_named(self.network_rules, self.network_rule_order, row, is_there=bool(row.networks))
+
+    def _apply_mtls_binding(self, row: MtlsBindingRow) -> None:
+        before = self.mtls_bindings.pop(row.name, None)
+        if before is not None:
+            self._mtls_of[before].discard(row.name)
+        if row.access_point_id is not None:
+            self.mtls_bindings[row.name] = row.access_point_id
+            self._mtls_of.setdefault(row.access_point_id, set()).add(row.name)
+
+    def mtls_of(self, access_point_id: bytes) -> list[str]:
+        """By what an access point is known in certificates of other CAs, ascending."""
+        return sorted(self._mtls_of.get(access_point_id, ()))
 
     def aliases_of(self, key_id: bytes) -> list[str]:
         """The aliases of a key, ascending."""

@@ -113,7 +113,7 @@ def administrator(config: Path) -> tuple[Server, Path]:
 
 
 def serve(config: Path, *, accept_rollback: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; logs JSON lines to stderr.
+    """Serve until SIGTERM or SIGINT, reload on SIGHUP; logs JSON lines to stderr.
 
     Args:
         config: The configuration file.
@@ -128,7 +128,13 @@ def serve(config: Path, *, accept_rollback: bool = False) -> None:
             print("hsmux: the root key is a file: for development only", file=sys.stderr)
 
     async def main() -> None:
-        await run_serve(checked, ready=ready, log_requests=log, accept_rollback=accept_rollback)
+        await run_serve(
+            checked,
+            ready=ready,
+            reload=lambda: load_config(config),
+            log_requests=log,
+            accept_rollback=accept_rollback,
+        )
 
     _run(main)
 

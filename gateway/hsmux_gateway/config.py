@@ -27,6 +27,7 @@ from msgspec import Meta
 from hsmux_protocol.limits import BATCH_ITEMS_MAX
 
 from .errors import EXIT_CONFIGURATION, OperatorError
+from .private_files import read_regular
 from .strict import nearest
 
 __all__ = [
@@ -44,14 +45,25 @@ __all__ = [
     "Server",
     "Store",
     "Tls",
+    "is_reloaded",
     "load_config",
     "parse_config",
+    "restart_settings",
     "split_address",
 ]
 
 ENVIRONMENT_PREFIX: Final = "HSMUX_GATEWAY__"
 TOKENS_MAX: Final = 16
 """Tables `hsm.<name>`."""
+
+CONFIG_SIZE_MAX: Final = 1 << 20
+"""Bytes of a configuration file."""
+
+OUTSIDE_CAS_MAX: Final = 16
+"""Entries of `tls.outside_cas`."""
+
+RELOADED: Final = {"reloaded": True}
+"""Marks a setting that SIGHUP reads again; any other needs a restart."""
 
 _TOKEN_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}", re.ASCII)
 _DNS_NAME: Final = re.compile(
@@ -88,10 +100,23 @@ class Server(Section, frozen=True, kw_only=True):
 
 
 class Tls(Section, frozen=True, kw_only=True):
-    """The gateway's own certificate. Empty paths mean the one `hsmux init` made."""
+    """The gateway's own certificate (empty: that of `hsmux init`), and other CAs it believes."""
 
-    certificate: Annotated[str, Meta(description="PEM file: certificate and its chain.")] = ""
-    private_key: Annotated[str, Meta(description="PEM file, mode 0600: the private key.")] = ""
+    certificate: Annotated[
+        str, Meta(description="PEM file: certificate and its chain.", extra=RELOADED)
+    ] = ""
+    private_key: Annotated[
+        str, Meta(description="PEM file, mode 0600: the private key.", extra=RELOADED)
+    ] = ""
+    outside_cas: Annotated[
+        dict[str, str],
+        Meta(
+            max_length=OUTSIDE_CAS_MAX,
+            description="PEM files of root certificates by a name of the CA, for access points "
+            "that are known by certificates of other CAs.",
+            extra=RELOADED,
+        ),
+    ] = msgspec.field(default_factory=dict)
 
 
 class Hsm(Section, frozen=True, kw_only=True):
@@ -339,6 +364,9 @@ def _check_rules(config: Config) -> None:
         raise _fail("root.token", f"no table hsm.{config.root.token}; there are: {known}")
     if bool(config.tls.certificate) != bool(config.tls.private_key):
         raise _fail("tls", "set both certificate and private_key, or neither")
+    for name in config.tls.outside_cas:
+        if not _TOKEN_NAME.fullmatch(name):
+            raise _fail(f"tls.outside_cas.{name!r}", "a CA's name is 1 to 64 of A-Z a-z 0-9 _ -")
     if len(config.hsm) > TOKENS_MAX:
         raise _fail("hsm", f"{len(config.hsm)} tokens; at most {TOKENS_MAX}")
     for name, hsm in config.hsm.items():
@@ -457,6 +485,37 @@ def parse_config(text: str, environment: Mapping[str, str]) -> Config:
     return config
 
 
+def is_reloaded(annotation: Any) -> bool:
+    """Whether SIGHUP reads a setting of this annotation again."""
+    metas = typing.get_args(annotation)[1:]
+    return any(isinstance(meta, Meta) and meta.extra == RELOADED for meta in metas)
+
+
+def restart_settings(old: Section, new: Section, path: str = "") -> list[str]:
+    """Settings that differ and need a restart.
+
+    Args:
+        old: A section, or the whole, as it is in force.
+        new: The same as it was read.
+        path: Its name.
+    """
+    hints = typing.get_type_hints(type(old), include_extras=True)
+    found: list[str] = []
+    for name in old.__struct_fields__:
+        before, after, here = getattr(old, name), getattr(new, name), f"{path}{name}"
+        if before == after or is_reloaded(hints[name]):
+            continue
+        if isinstance(before, Section):
+            found += restart_settings(before, after, f"{here}.")
+        elif _struct_of(hints[name]) is not None:
+            found += [f"{here}.{key}" for key in sorted(set(before) ^ set(after))]
+            for key in sorted(set(before) & set(after)):
+                found += restart_settings(before[key], after[key], f"{here}.{key}.")
+        else:
+            found.append(here)
+    return found
+
+
 def load_config(path: Path) -> Config:
     """Read and check a configuration file.
 
@@ -464,9 +523,9 @@ def load_config(path: Path) -> Config:
         OperatorError: It cannot be read, or does not fit; exit code 2.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise _fail(str(path), f"cannot be read: {error.strerror}") from None
+        text = read_regular("configuration", path, CONFIG_SIZE_MAX).decode()
     except UnicodeDecodeError:
         raise _fail(str(path), "cannot be read: it is not text in UTF-8") from None
+    except OperatorError as error:
+        raise OperatorError(error.text, exit_code=EXIT_CONFIGURATION) from None
     return parse_config(text, os.environ)

@@ -7,9 +7,11 @@ cannot be read, 8 where somebody else can use it. What is opened then may still 
 token is asked anything here.
 """
 
+import datetime
 import os
 from pathlib import Path
 
+from .access.trust import read_outside_cas
 from .config import Config, Hsm
 from .errors import EXIT_CONFIGURATION, EXIT_OPERATOR, OperatorError
 from .hsm.softhsm import VARIABLE as SOFTHSM_VARIABLE
@@ -37,6 +39,7 @@ def check_named(config: Config) -> None:
         _check_file("tls.certificate", config.tls.certificate)
         certificate, private_key = Path(config.tls.certificate), Path(config.tls.private_key)
         load_identity(new_server_context(), certificate, private_key)
+    read_outside_cas(config.tls.outside_cas, None, at=datetime.datetime.now(datetime.UTC))
     if config.audit.directory:
         _check_writable("audit.directory", Path(config.audit.directory))
     if config.store.url:

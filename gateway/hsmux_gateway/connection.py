@@ -37,7 +37,7 @@ import enum
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -145,7 +145,7 @@ class ConnectionFacts:
 
     Attributes:
         engine: Does the calls.
-        authenticate: The principal of a certificate (DER), or Unauthenticated.
+        authenticate: The principal of a verified chain (DER, leaf first), or Unauthenticated.
         stands: Whether a principal is still accepted.
         runs_inline: Whether a call waits for nothing.
         new_reference: Makes references.
@@ -156,7 +156,7 @@ class ConnectionFacts:
     """
 
     engine: Engine
-    authenticate: Callable[[bytes], Awaitable[Principal]]
+    authenticate: Callable[[Sequence[bytes]], Awaitable[Principal]]
     stands: Callable[[Principal], bool]
     runs_inline: Callable[[Call], bool]
     new_reference: Callable[[], str]
@@ -328,7 +328,7 @@ class Connection:
             if VERSION not in hello.versions:
                 raise ProtocolError(f"this gateway speaks version {VERSION} only")
             with trio.fail_after(self._facts.limits.handshake_timeout_s):
-                self._principal = await self._facts.authenticate(self._tls.peer_certificate)
+                self._principal = await self._facts.authenticate(self._tls.peer_chain)
         except HsmuxError as error:
             await self._refuse(error)
             raise TlsClosed(f"refused: {error.text}") from None

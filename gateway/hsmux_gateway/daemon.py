@@ -9,6 +9,9 @@ Stop, on SIGTERM or SIGINT: no new connections, GOAWAY on the open ones, open re
 within `server.drain_s`, then the rest is cut. Journal and store are closed last. A second signal
 cuts at once; one that comes before anything is served ends the start in order.
 
+SIGHUP reads the configuration again and what TLS stands on (see `credentials`); what cannot be used
+changes nothing.
+
 A journal that could not be made durable ends the process: what is on the disk is not known any
 more, and only a start that reads it can go on.
 """
@@ -103,6 +106,7 @@ async def run_serve(
     *,
     ready: Callable[[Addresses], None],
     before: Callable[[Foundation], Awaitable[None]] | None = None,
+    reload: Callable[[], Config] | None = None,
     log_requests: LogSink | None = None,
     accept_rollback: bool = False,
 ) -> None:
@@ -112,6 +116,7 @@ async def run_serve(
         config: Checked.
         ready: Called once requests are accepted.
         before: Awaited on the foundation first; `hsmux dev` initialises there.
+        reload: Reads the configuration again, on SIGHUP; None: SIGHUP does what it does elsewhere.
         log_requests: Where the request log goes, or None.
         accept_rollback: Go on with a store that is older than its anchor.
 
@@ -121,15 +126,35 @@ async def run_serve(
     fix_heap_sizes()
     stop = _Signals()
     asking = (signal.SIGTERM, signal.SIGINT)
-    with operator_border(), trio.open_signal_receiver(*asking) as signals:
+    with operator_border(), trio.open_signal_receiver(*asking) as signals, _hangups(reload) as hups:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stop.watch, signals)
             with stop.scope:
                 async with open_foundation(config, create=before is not None) as base:
                     if before is not None:
                         await before(base)
-                    await _serve(base, stop, ready, log_requests, accept_rollback)
+                    on_hangup = partial(_reload_on, hups, reload)
+                    await _serve(base, stop, ready, log_requests, on_hangup, accept_rollback)
             nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _hangups(reload: Callable[[], Config] | None) -> Iterator[AsyncIterator[int] | None]:
+    """SIGHUP, from the start on, where there is something to do about it."""
+    if reload is None:
+        yield None
+        return
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        yield hangups
+
+
+async def _reload_on(
+    hangups: AsyncIterator[int] | None, reload: Callable[[], Config] | None, gateway: Gateway
+) -> None:
+    """Reload for each SIGHUP; those that come meanwhile are one."""
+    if hangups is not None and reload is not None:
+        async for _ in hangups:
+            await gateway.reload(reload)
 
 
 async def _serve(
@@ -137,6 +162,7 @@ async def _serve(
     stop: _Signals,
     ready: Callable[[Addresses], None],
     log_requests: LogSink | None,
+    reload: Callable[[Gateway], Awaitable[None]],
     accept_rollback: bool,
 ) -> None:
     sealer = await unlock(base.config, base.arena, base.tokens, base.store)
@@ -150,7 +176,7 @@ async def _serve(
             await _or_start_again(gateway.sign_start)
             nursery.start_soon(_or_start_again, gateway.checkpoints.sign_for_ever)
             nursery.start_soon(gateway.anchor.keep)
-            await _run(gateway, stop, ready)
+            await _run(gateway, stop, ready, reload)
             nursery.cancel_scope.cancel()
     finally:
         try:
@@ -183,7 +209,12 @@ async def _read_catalogue(gateway: Gateway) -> None:
         raise error.__cause__ or error from None
 
 
-async def _run(gateway: Gateway, stop: _Signals, ready: Callable[[Addresses], None]) -> None:
+async def _run(
+    gateway: Gateway,
+    stop: _Signals,
+    ready: Callable[[Addresses], None],
+    reload: Callable[[Gateway], Awaitable[None]],
+) -> None:
     """Everything from the first socket to the last answer."""
     config = gateway.base.config
     listener = gateway.make_listener()
@@ -198,6 +229,7 @@ async def _run(gateway: Gateway, stop: _Signals, ready: Callable[[Addresses], No
             nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
             nursery.start_soon(_repeat, IDLE_KEYS_INTERVAL_S, gateway.forget_idle_keys)
+            nursery.start_soon(reload, gateway)
             for socket in health:
                 nursery.start_soon(HealthServer(gateway.not_ready, gateway.metrics).serve, socket)
             await nursery.start(listener.hold_connections)

@@ -90,6 +90,7 @@ NOT_REPEATABLE: Final = b"\xc0"
 CONFLICTS: Final = {
     "access_points.name": "an access point has this name already; choose another one",
     "client_keys.spki_sha256": "this public key belongs to a client key already; make a new pair",
+    "mtls_bindings.name": "an access point is known by this already; change that one first",
     "aliases.name": "a key has this alias already; choose another one",
     "idempotency token": "this idempotency token was used with other arguments; use a new one",
 }

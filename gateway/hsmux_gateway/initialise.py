@@ -37,13 +37,14 @@ from hsmux_native import Arena
 
 from .access import first_policies
 from .access.administration import client_key_row
-from .access.authority import SERVER_VALIDITY, issue, issue_ca, server_names
-from .access.identities import spki_sha256
+from .access.authority import issue, issue_ca, server_names
 from .access.policy import Policy, format_policy
+from .access.trust import spki_sha256
 from .anchor import NO_AUDIT, make_keeper
 from .authority_key import DeploymentAuthority, sealed_material, token_private_key
 from .clock import now_ms
 from .config import Config
+from .credentials import make_pair, settle_pair
 from .errors import OperatorError
 from .hsm.errors import TokenError, Unsupported
 from .hsm.token import HsmKey, Token
@@ -369,7 +370,6 @@ def _issue_to(
     key: ec.EllipticCurvePrivateKey,
     common_name: str,
     validity: datetime.timedelta,
-    names: x509.SubjectAlternativeName | None,
 ) -> x509.Certificate:
     return issue(
         authority.certificate,
@@ -378,28 +378,18 @@ def _issue_to(
         common_name=common_name,
         now=datetime.datetime.now(datetime.UTC),
         validity=validity,
-        names=names,
     )
 
 
 async def _make_server_certificate(
     config: Config, instance: Instance, authority: DeploymentAuthority
 ) -> bool:
-    """Step 7; whether one was made. The private key comes first, so a certificate is never there
-    without it.
-    """
-    names = server_names(config.server.names)
-    if _serves(instance, authority.certificate, names):
+    """Step 7; whether one was made."""
+    settle_pair(instance)
+    if _serves(instance, authority.certificate, server_names(config.server.names)):
         return False
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = await trio.to_thread.run_sync(
-        _issue_to, authority, key, config.server.names[0], SERVER_VALIDITY, names
-    )
-    instance.server_certificate.unlink(missing_ok=True)
-    write_file(instance.server_key, _pem(key))
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
-    ca_pem = authority.certificate.public_bytes(serialization.Encoding.PEM)
-    write_file(instance.server_certificate, pem + ca_pem, mode=0o644)
+    now = datetime.datetime.now(datetime.UTC)
+    await trio.to_thread.run_sync(make_pair, instance, authority, config.server.names, now)
     return True
 
 
@@ -468,7 +458,7 @@ async def _make_administrator(
         return False
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = await trio.to_thread.run_sync(
-        _issue_to, authority, key, ADMINISTRATOR, ADMINISTRATOR_VALIDITY, None
+        _issue_to, authority, key, ADMINISTRATOR, ADMINISTRATOR_VALIDITY
     )
     write_file(paths.private_key, _pem(key))
     write_file(paths.certificate, certificate.public_bytes(serialization.Encoding.PEM))

@@ -120,6 +120,11 @@ class Instance:
         return self.path / "tls" / "server.key"
 
     @property
+    def next_server_key(self) -> Path:
+        """The private key of the certificate that is about to take its place."""
+        return self.path / "tls" / "server.next.key"
+
+    @property
     def audit_key(self) -> Path:
         """The public key that verifies the audit log."""
         return self.path / "audit" / PUBLIC_KEY

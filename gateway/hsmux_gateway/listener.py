@@ -18,7 +18,7 @@ import resource
 import socket
 import ssl
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -137,7 +137,7 @@ class Listener:
     """Accepts connections and serves each in a task of its own.
 
     Args:
-        context: The TLS context of new connections.
+        context: The TLS context of new connections, as it is now.
         facts: What all connections share.
         connections_max: Open at a time.
 
@@ -148,7 +148,7 @@ class Listener:
     """
 
     def __init__(
-        self, context: ssl.SSLContext, facts: ConnectionFacts, connections_max: int
+        self, context: Callable[[], ssl.SSLContext], facts: ConnectionFacts, connections_max: int
     ) -> None:
         self._context = context
         self._facts = facts
@@ -223,7 +223,7 @@ class Listener:
             return
         tls = TlsStream(
             accepted,
-            self._context,
+            self._context(),
             self._buffer,
             turns=self._facts.turns,
             send_timeout_s=self._facts.limits.send_timeout_s,

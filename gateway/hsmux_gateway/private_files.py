@@ -19,7 +19,7 @@ from typing import Final
 
 from .errors import EXIT_CONFIGURATION, OperatorError
 
-__all__ = ["check_directory", "check_secret", "open_log"]
+__all__ = ["check_directory", "check_secret", "open_log", "read_regular", "read_unwritable"]
 
 SECRET_MASK: Final = 0o077
 """Permission bits that a secret's file must not have: any right of anybody else."""
@@ -39,11 +39,13 @@ def check_secret(what: str, path: Path) -> None:
         OperatorError: It cannot be read, or somebody else can; says what to do.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
     except OSError as error:
         text = f"{what}: {path} cannot be read: {error.strerror}"
         raise OperatorError(text, exit_code=EXIT_CONFIGURATION) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise OperatorError(f"{what}: {path} is not a file", exit_code=EXIT_CONFIGURATION)
     quoted = shlex.quote(str(path))
     if status.st_uid not in (os.geteuid(), 0):
         raise OperatorError(f"{what}: {path} belongs to {_remedy(status, quoted)}")
@@ -76,6 +78,56 @@ def check_directory(what: str, path: Path) -> None:
         raise OperatorError(
             f"{what}: {path} is writable for others (mode {_mode(status)}): chmod 700 {quoted}"
         )
+
+
+def read_unwritable(what: str, path: Path, size_max: int) -> bytes:
+    """What a file holds on which trust is built: others may read it and not write it.
+
+    Raises:
+        OperatorError: Others can write it, or what `read_regular` raises.
+    """
+    data, status = _read(what, path, size_max)
+    quoted = shlex.quote(str(path))
+    if status.st_uid not in (os.geteuid(), 0):
+        raise OperatorError(f"{what}: {path} belongs to {_remedy(status, quoted)}")
+    if status.st_mode & WRITABLE_MASK:
+        raise OperatorError(
+            f"{what}: {path} is writable for others (mode {_mode(status)}): chmod go-w {quoted}"
+        )
+    return data
+
+
+def read_regular(what: str, path: Path, size_max: int) -> bytes:
+    """What a file holds.
+
+    Args:
+        what: What it is to an operator.
+        path: The file; anything else, which might never end, is refused.
+        size_max: Its most bytes.
+
+    Raises:
+        OperatorError: It cannot be read or is too large; says which.
+    """
+    return _read(what, path, size_max)[0]
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A descriptor, without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _read(what: str, path: Path, size_max: int) -> tuple[bytes, os.stat_result]:
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            data = file.read(size_max + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError as error:
+        raise OperatorError(f"{what}: {path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise OperatorError(f"{what}: {path} is not a file")
+    if len(data) > size_max:
+        raise OperatorError(f"{what}: {path} is larger than {size_max:,} bytes")
+    return data, status
 
 
 def open_log(path: Path) -> int:

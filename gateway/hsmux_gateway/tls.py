@@ -33,11 +33,12 @@ last alert or error. So closing sends what is left, ends the sending side, and r
 what still comes, for `CLOSE_TIMEOUT_S` and `LINGER_SIZE_MAX` at most.
 """
 
+import _ssl
 import math
 import os
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -109,6 +110,8 @@ def new_server_context() -> ssl.SSLContext:
     """A context for TLS 1.3 with client certificates required, no tickets and no early data."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # Whatever the system's configuration says: no RSA below 2,048 bits and no SHA-1 in a chain.
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -132,20 +135,23 @@ def load_identity(context: ssl.SSLContext, certificate: Path, private_key: Path)
         ) from None
 
 
-def make_server_context(certificate: Path, private_key: Path, client_ca: bytes) -> ssl.SSLContext:
+def make_server_context(
+    certificate: Path, private_key: Path, client_cas: Sequence[bytes]
+) -> ssl.SSLContext:
     """A context for the listener.
 
     Args:
         certificate: PEM file of the server's certificate and chain.
         private_key: PEM file of its private key.
-        client_ca: DER certificate of the CA that issues client keys.
+        client_cas: DER certificates of the CAs whose certificates clients may show.
 
     Raises:
         OperatorError: A file cannot be read or the key does not belong to the certificate.
     """
     context = new_server_context()
     load_identity(context, certificate, private_key)
-    context.load_verify_locations(cadata=client_ca)
+    for client_ca in client_cas:
+        context.load_verify_locations(cadata=client_ca)
     return context
 
 
@@ -229,12 +235,15 @@ class TlsStream:
         return True
 
     @property
-    def peer_certificate(self) -> bytes:
-        """The client's certificate as DER; the handshake does not succeed without one."""
-        certificate = self._tls.getpeercert(binary_form=True)
-        if certificate is None:
+    def peer_chain(self) -> list[bytes]:
+        """The chain that OpenSSL verified as DER, from the client's certificate to a root; the
+        handshake does not succeed without one.
+        """
+        # Public from Python 3.13 on; before, only the object behind it has the method.
+        chain = self._tls._sslobj.get_verified_chain()  # type: ignore[attr-defined]
+        if not chain:
             raise TlsClosed("no client certificate")
-        return certificate
+        return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in chain]
 
     async def receive(self, size: int = HANDSHAKE_RECEIVE_SIZE) -> bytes:
         """What can be decrypted now, at least one byte; empty at the peer's end.

@@ -157,7 +157,7 @@ def _run_server(config_path: str, serve: _Server) -> None:
     config = load_config(Path(config_path))
     instance = Instance(Path(config.instance_dir))
     ca = ssl.PEM_cert_to_DER_cert((instance.administrator / "ca.pem").read_text())
-    context = make_server_context(instance.server_certificate, instance.server_key, ca)
+    context = make_server_context(instance.server_certificate, instance.server_key, [ca])
     trio.run(_listen, context, serve)
 
 

@@ -220,6 +220,7 @@ def _access_point(record: AccessPointRecord) -> AccessPoint:
         tuple(record.policies),
         tuple(record.network_rules),
         _moment(record.created_at_ms),
+        tuple(record.mtls),
     )
 
 
@@ -385,9 +386,12 @@ def list_network_rules(following: bytes) -> Call[Page[NetworkRule]]:
     return _list("list_network_rules", _network_rule, following)
 
 
-def create_access_point(name: str, description: str, policies: Sequence[str]) -> Call[AccessPoint]:
+def create_access_point(
+    name: str, description: str, policies: Sequence[str], mtls: Sequence[str]
+) -> Call[AccessPoint]:
     """Make an access point."""
-    return make_call("create_access_point", _one(_access_point), name, description, list(policies))
+    lists = [list(policies), list(mtls)]
+    return make_call("create_access_point", _one(_access_point), name, description, *lists)
 
 
 def show_access_point(access_point: str) -> Call[AccessPoint]:
@@ -399,7 +403,7 @@ def update_access_point(
     access_point: str,
     description: str | None,
     enabled: bool | None,
-    moved: tuple[Sequence[str], Sequence[str], Sequence[str], Sequence[str]],
+    moved: tuple[Sequence[str], ...],
 ) -> Call[AccessPoint]:
     """Change an access point.
 
@@ -407,7 +411,7 @@ def update_access_point(
         access_point: Which one.
         description: New words; None: those that are there.
         enabled: Whether it is accepted; None: as it is.
-        moved: Policies to add and to remove, network rules to add and to remove.
+        moved: Policies to add and to remove, network rules and certificates of other CAs likewise.
     """
     state = None if enabled is None else ("Enabled" if enabled else "Disabled")
     lists = map(list, moved)

@@ -364,6 +364,7 @@ class Client:
         *,
         description: str = "",
         policies: Sequence[str] = (),
+        mtls: Sequence[str] = (),
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
@@ -373,14 +374,16 @@ class Client:
             name: Unique in the deployment.
             description: What for.
             policies: Names of at most 16 policies; without any it may do nothing.
+            mtls: By what it is known in certificates of the gateway's outside CAs: `uri:` and a URI
+                of the subject alternative names, or `spki:` and the SHA-256 of the public key.
             timeout_s: Seconds.
             idempotency_token: 16 bytes.
 
         Raises:
-            Conflict: The name is taken.
+            Conflict: The name is taken, or another access point is known by such a certificate.
             NotFound: There is no such policy.
         """
-        call = _calls.create_access_point(name, description, policies)
+        call = _calls.create_access_point(name, description, policies, mtls)
         return self._perform(call, timeout_s, idempotency_token)
 
     def show_access_point(
@@ -403,6 +406,8 @@ class Client:
         remove_policies: Sequence[str] = (),
         add_network_rules: Sequence[str] = (),
         remove_network_rules: Sequence[str] = (),
+        add_mtls: Sequence[str] = (),
+        remove_mtls: Sequence[str] = (),
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
@@ -416,15 +421,21 @@ class Client:
             remove_policies: Names of policies it loses.
             add_network_rules: Names of network rules; it has to be inside one of all it has.
             remove_network_rules: Names of network rules it loses.
+            add_mtls: By what it is known in certificates of other CAs from now on.
+            remove_mtls: By what it is known no more.
             timeout_s: Seconds.
             idempotency_token: 16 bytes.
 
         Raises:
             NotFound: There is no such access point, policy or network rule.
             Denied: It is the caller's own.
-            Conflict: Nobody would be left who could administer access.
+            Conflict: Nobody would be left who could administer access, or another access point is
+                known by such a certificate.
         """
-        moved = (add_policies, remove_policies, add_network_rules, remove_network_rules)
+        moved = (
+            *(add_policies, remove_policies, add_network_rules, remove_network_rules),
+            *(add_mtls, remove_mtls),
+        )
         call = _calls.update_access_point(access_point, description, enabled, moved)
         return self._perform(call, timeout_s, idempotency_token)
 

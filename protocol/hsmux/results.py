@@ -149,6 +149,7 @@ class AccessPoint:
         network_rules: Names of the network rules inside one of which it has to be; none: it may
             be anywhere.
         created_at: When it was made, UTC.
+        mtls: By what it is known in certificates of other CAs, `uri:<URI>` or `spki:<SHA-256>`.
     """
 
     access_point_id: str
@@ -158,6 +159,7 @@ class AccessPoint:
     policies: tuple[str, ...]
     network_rules: tuple[str, ...]
     created_at: datetime.datetime
+    mtls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,11 +44,13 @@ from .records import (
     PolicyRecord,
     TokenRecord,
 )
+from .references import MTLS_SIZE_MAX
 
 __all__ = [
     "CLIENT_KEYS_MAX",
     "DOCUMENT_SIZE_MAX",
     "ENVELOPE_SIZE_MAX",
+    "MTLS_MAX",
     "NETWORKS_MAX",
     "OPERATIONS",
     "OPERATION_BY_NUMBER",
@@ -74,6 +76,8 @@ CLIENT_KEYS_MAX: Final = 256
 """Client keys of an access point that are accepted at a time."""
 POLICIES_MAX: Final = 16
 """Policies of an access point, and network rules of one."""
+MTLS_MAX: Final = 16
+"""Certificates of other CAs that one access point is known by."""
 DOCUMENT_SIZE_MAX: Final = 16 * 1024
 """Bytes of a policy's document."""
 NETWORKS_MAX: Final = 256
@@ -145,6 +149,7 @@ _TIME: Final = Integer(_TIME_MS_MAX)
 _STATE: Final = Choice(("Enabled", "Disabled", "Revoked"))
 _NAME: Final = Field("name", Name())
 _POLICIES: Final = Array(Name(), POLICIES_MAX)
+_MTLS: Final = Array(Text(MTLS_SIZE_MAX, 1), MTLS_MAX)
 
 KEY_RECORD: Final = Record(
     KeyRecord,
@@ -173,6 +178,7 @@ ACCESS_POINT_RECORD: Final = Record(
         Field("policies", _POLICIES),
         Field("network_rules", _POLICIES),
         Field("created_at_ms", _TIME),
+        Field("mtls", _MTLS),
     ),
 )
 POLICY_RECORD: Final = Record(
@@ -403,6 +409,7 @@ _TABLE: Final = (
             Field("name", Text(NAME_SIZE_MAX, 1)),
             Field("description", Text(DESCRIPTION_SIZE_MAX)),
             Field("policies", _POLICIES),
+            Field("mtls", _MTLS),
         ),
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="create_access_point",
@@ -436,7 +443,7 @@ _TABLE: Final = (
     Operation(
         67,
         "update_access_point",
-        "Change what is not nil, and give or take policies and network rules.",
+        "Change what is not nil; give or take policies, network rules and other CAs' certificates.",
         (
             _ACCESS_POINT,
             Field("description", Optional(Text(DESCRIPTION_SIZE_MAX))),
@@ -445,6 +452,8 @@ _TABLE: Final = (
             Field("remove_policies", _POLICIES),
             Field("add_network_rules", _POLICIES),
             Field("remove_network_rules", _POLICIES),
+            Field("add_mtls", _MTLS),
+            Field("remove_mtls", _MTLS),
         ),
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="update_access_point",

@@ -60,6 +60,8 @@ class AccessPointRecord(NamedTuple):
         network_rules: Names of the network rules from inside one of which it must come; none:
             from anywhere.
         created_at_ms: When it was made, in milliseconds since 1970 UTC.
+        mtls: By what it is known in certificates of other CAs, `uri:<URI>` or `spki:<SHA-256>`,
+            ascending.
     """
 
     access_point_id: bytes
@@ -69,6 +71,7 @@ class AccessPointRecord(NamedTuple):
     policies: list[str]
     network_rules: list[str]
     created_at_ms: int
+    mtls: list[str]
 
 
 class PolicyRecord(NamedTuple):

@@ -1,5 +1,6 @@
 """How things are named: a key `key-<base32>` or `alias/<name>`, either with `@version`; an access
-point by a name.
+point by a name; a certificate of another CA, by which an access point is known, `uri:<URI>` or
+`spki:<SHA-256>`.
 
 Names are ASCII and of few characters. So two names that differ look different: nothing is
 invisible, changes the direction of writing, is composed in two ways or belongs to an alphabet whose
@@ -22,9 +23,13 @@ __all__ = [
     "ACCESS_POINT_PREFIX",
     "ALIAS_PREFIX",
     "KEY_PREFIX",
+    "MTLS_SIZE_MAX",
+    "SPKI_PREFIX",
+    "URI_PREFIX",
     "KeyReference",
     "check_access_point_name",
     "check_alias",
+    "check_mtls",
     "format_identifier",
     "format_key_id",
     "parse_identifier",
@@ -34,6 +39,13 @@ __all__ = [
 KEY_PREFIX: Final = "key-"
 ALIAS_PREFIX: Final = "alias/"
 ACCESS_POINT_PREFIX: Final = "ap-"
+URI_PREFIX: Final = "uri:"
+SPKI_PREFIX: Final = "spki:"
+_URI_SIZE_MAX: Final = 2048
+MTLS_SIZE_MAX: Final = len(URI_PREFIX) + _URI_SIZE_MAX
+"""Bytes of what a certificate of another CA is known by: a SPIFFE ID has at most 2,048."""
+_URI: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-~]+", re.ASCII)
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _NAME_BEGINNINGS: Final = frozenset(string.ascii_letters + string.digits)
 _NAME_CHARACTERS: Final = _NAME_BEGINNINGS | frozenset("-_. ")
 _NAME_RULE: Final = "a name begins with A-Z a-z 0-9 and goes on with these, - _ . and single spaces"
@@ -117,6 +129,25 @@ def check_access_point_name(name: str) -> str:
     if name.startswith(ACCESS_POINT_PREFIX):
         raise ValueError(f"what begins with {ACCESS_POINT_PREFIX} is an identifier")
     return name
+
+
+def check_mtls(text: str) -> str:
+    """What a certificate of another CA is known by: `uri:` and a URI of its subject alternative
+    names, or `spki:` and the SHA-256 of its public key (SubjectPublicKeyInfo) in hexadecimal.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text.startswith(URI_PREFIX):
+        uri = text.removeprefix(URI_PREFIX)
+        if not _URI.fullmatch(uri) or len(uri) > _URI_SIZE_MAX:
+            raise ValueError(
+                f"{_shown(uri)} is no URI: a scheme, a colon and ASCII without spaces, "
+                f"{_URI_SIZE_MAX:,} characters at most"
+            )
+    elif not text.startswith(SPKI_PREFIX) or not _SHA256.fullmatch(text, len(SPKI_PREFIX)):
+        raise ValueError(f"{_shown(text)} is not uri:<URI> or spki:<64 digits 0-9 a-f>")
+    return text
 
 
 def _described(character: str) -> str:

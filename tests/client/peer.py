@@ -242,8 +242,8 @@ def result_of(request: Request) -> list[Any]:
         column = request.arguments[3]
         return [pack_u16_column([0] * column_count(column)), column, bytes(16), 1]
     assert name == "create_access_point"
-    name, description, policies = request.arguments
-    return [[bytes(16), name, description, "Enabled", policies, [], 0]]
+    name, description, policies, mtls = request.arguments
+    return [[bytes(16), name, description, "Enabled", policies, [], 0, mtls]]
 
 
 Script = Callable[[Conversation], None]

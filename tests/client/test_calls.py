@@ -31,9 +31,11 @@ CALLS: dict[str, Call[Any]] = {
     "create_key": _calls.create_key("AES_256", None, None, None, None, "", None),
     "show_key": _calls.show_key("alias/a"),
     "list_keys": _calls.list_keys(b""),
-    "create_access_point": _calls.create_access_point("a", "", ["p"]),
+    "create_access_point": _calls.create_access_point("a", "", ["p"], ["uri:a:b"]),
     "show_access_point": _calls.show_access_point("a"),
-    "update_access_point": _calls.update_access_point("a", None, True, (["p"], [], [], ["n"])),
+    "update_access_point": _calls.update_access_point(
+        "a", None, True, (["p"], [], [], ["n"], ["uri:a:b"], [])
+    ),
     "delete_access_point": _calls.delete_access_point("a"),
     "show_client_key": _calls.show_client_key(format_identifier("ck-", bytes(16))),
     "put_policy": _calls.put_policy("p", "{}"),
@@ -143,7 +145,7 @@ MISTAKES: dict[str, Callable[[], Call[Any]]] = {
         1,
     ),
     "create_client_key: validity_days": lambda: unchecked.create_client_key("a", None, 5000),
-    "create_access_point: name: must have 1": lambda: unchecked.create_access_point("", "", []),
+    "create_access_point: name: must have 1": lambda: unchecked.create_access_point("", "", [], []),
     "renew_client_key: csr: must be bytes": lambda: unchecked.renew_client_key(None, "PEM", False),
     "renew_client_key: 'ap-": lambda: unchecked.renew_client_key("ap-x", None, False),
     "renew_client_key: force": lambda: unchecked.renew_client_key(None, None, 1),
@@ -181,7 +183,7 @@ def test_what_is_not_said_about_a_key_follows_from_the_rest() -> None:
 
 
 def test_a_list_that_has_no_end_is_a_protocol_error() -> None:
-    record = AccessPointRecord(bytes(16), "a", "", "Enabled", [], [], 0)
+    record = AccessPointRecord(bytes(16), "a", "", "Enabled", [], [], 0, [])
     page = CALLS["list_access_points"].result([[record], b"next"])
     assert _calls.following_page(page, b"") == b"next"
     assert _calls.following_page(Page([], b""), b"next") == b""

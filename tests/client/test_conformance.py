@@ -222,6 +222,19 @@ def test_an_access_point_cannot_be_named_like_another(client: Any) -> None:
         client.create_access_point(victim.name)
 
 
+def test_an_access_point_is_known_by_certificates_of_other_cas(client: Any) -> None:
+    uri, spki = f"uri:spiffe://example.org/{new_name()}", f"spki:{os.urandom(32).hex()}"
+    made = client.create_access_point(new_name(), mtls=[uri])
+    assert made.mtls == (uri,)
+    with pytest.raises(hsmux.Conflict, match="another access point is known by"):
+        client.create_access_point(new_name(), mtls=[uri])
+    changed = client.update_access_point(made.name, add_mtls=[spki], remove_mtls=[uri])
+    assert changed.mtls == (spki,)
+    assert client.show_access_point(made.name) == changed
+    with pytest.raises(hsmux.InvalidArgument, match="mtls"):
+        client.update_access_point(made.name, add_mtls=["cn:somebody"])
+
+
 def test_a_client_key_with_a_private_key_is_shown_once(client: Any) -> None:
     owner = client.create_access_point(new_name(), policies=["administrator"])
     token = os.urandom(16)

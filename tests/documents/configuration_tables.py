@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from hsmux_gateway.config import ENVIRONMENT_PREFIX, Config
+from hsmux_gateway.config import ENVIRONMENT_PREFIX, Config, is_reloaded
 
 from .sections import Section, table
 from .source import summary_of
@@ -23,6 +23,7 @@ class _Setting(typing.NamedTuple):
     kind: str
     default: str
     limits: str
+    changed_by: str
     meaning: str
 
 
@@ -85,14 +86,19 @@ def settings_of(section: Any) -> list[_Setting]:
         assert isinstance(meta, msgspec.Meta) and meta.description
         found.append(
             _Setting(
-                f"`{field.name}`", _kind(kind), _default(field), _limits(meta), meta.description
+                f"`{field.name}`",
+                _kind(kind),
+                _default(field),
+                _limits(meta),
+                "SIGHUP" if is_reloaded(annotation) else "restart",
+                meta.description,
             )
         )
     return found
 
 
 def _table(section: Any) -> Callable[[], str]:
-    header = ("setting", "type", "default", "limits", "meaning")
+    header = ("setting", "type", "default", "limits", "changed by", "meaning")
     return lambda: f"{summary_of(section)}\n\n" + table(header, settings_of(section))
 
 

@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 START_TIMEOUT_S = 30
 STOP_TIMEOUT_S = 20
@@ -31,8 +33,13 @@ def ready(addresses):
     print(json.dumps([addresses.server, addresses.health]), flush=True)
 
 async def main():
-    accepted = "accept-rollback" in sys.argv[3:]
-    await run_serve(config, ready=ready, log_requests=sink, accept_rollback=accepted)
+    await run_serve(
+        config,
+        ready=ready,
+        reload=lambda: load_config(Path(sys.argv[1])),
+        log_requests=sink,
+        accept_rollback="accept-rollback" in sys.argv[3:],
+    )
 
 trio.run(main)
 """
@@ -60,6 +67,20 @@ class Running:
     def administrator(self) -> Path:
         """The first administrator's client key."""
         return self.directory / "administrator"
+
+    def reload(self) -> dict[str, Any]:
+        """Send SIGHUP; the line of the log that says what became of it."""
+        before = len(self._reloads())
+        self.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while len(self._reloads()) == before:
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        return self._reloads()[before]
+
+    def _reloads(self) -> list[dict[str, Any]]:
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines() if "reloaded" in line]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""

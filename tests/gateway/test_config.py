@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from hsmux_gateway.command import check_config
-from hsmux_gateway.config import Config, parse_config
+from hsmux_gateway.config import Config, parse_config, restart_settings
 from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.instance import Instance
+from tests.gateway.outside import make_root, pem_of
 
 GOOD = 'instance_dir = "/var/lib/hsmux"\n[root]\nfile = "/etc/hsmux/root.key"\n'
 TOKEN = '[hsm.main]\nmodule = "/usr/lib/m.so"\ntoken_label = "t"\npin_file = "/etc/pin"\n'
@@ -246,6 +247,34 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, name: str)
     (tmp_path / name).chmod(0o770)
     with pytest.raises(OperatorError, match=rf"\(mode 0770\): chmod 700 .*{name}"):
         check_config(path)
+
+
+def test_what_names_outside_cas_is_checked(tmp_path: Path) -> None:
+    path, roots = _named(tmp_path), tmp_path / "roots.pem"
+    before = path.read_text()
+    path.write_text(before + f'[tls.outside_cas]\ncorporate = "{roots}"\n')
+    with pytest.raises(OperatorError, match=r"tls\.outside_cas\.corporate: .* cannot be read"):
+        check_config(path)
+    roots.write_bytes(pem_of(make_root().issue().chain[0]))
+    with pytest.raises(OperatorError, match=r"tls\.outside_cas\.corporate: certificate 1 of"):
+        check_config(path)
+    roots.write_bytes(pem_of(make_root().certificate))
+    check_config(path)
+    path.write_text(before + f'[tls.outside_cas]\n"a b" = "{roots}"\n')
+    with pytest.raises(OperatorError, match="a CA's name is"):
+        check_config(path)
+
+
+def test_what_needs_a_restart_is_named_to_the_setting() -> None:
+    text = 'instance_dir = "/i"\n[root]\ntoken = "a"\n'
+    token = '[hsm.{}]\nmodule = "m"\ntoken_label = "l"\npin_file = "p"\nworkers = {}\n'
+    old = parse_config(text + token.format("a", 2) + token.format("b", 2), {})
+    changed = text.replace("/i", "/j") + token.format("a", 3) + token.format("c", 2)
+    new = parse_config(changed + '[tls.outside_cas]\nx = "/x"\n[store]\npoll_ms = 300\n', {})
+    assert restart_settings(old, new) == [
+        *("instance_dir", "hsm.b", "hsm.c", "hsm.a.workers", "store.poll_ms"),
+    ]
+    assert restart_settings(old, old) == []
 
 
 def test_a_certificate_of_another_key_is_refused(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_revoked_administrator_gets_another_client_key(tmp_path: Path) -> None
         context = client_context(running.administrator)
         with connect(running.address, context) as client:
             (first,), _ = client.call("list_client_keys", b"", 100)
-            client.call("create_access_point", "second", "", ["administrator"])
+            client.call("create_access_point", "second", "", ["administrator"], [])
             certificate, private_key = client.call("create_client_key", "second", None, 30)[1::2]
             other = tmp_path / "other.pem"
             der = x509.load_der_x509_certificate(certificate)
@@ -207,7 +207,7 @@ def test_a_token_that_lost_its_root_is_one_line_for_the_operator(tmp_path: Path)
 
 def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
     with connect(running.address, client_context(running.administrator)) as first:
-        first.call("create_access_point", "second", "", ["administrator"])
+        first.call("create_access_point", "second", "", ["administrator"], [])
         _, certificate, ca, private_key = first.call("create_client_key", "second", None, 30)
     (directory / "administrator.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate))
     (directory / "administrator.key").write_bytes(private_key)
@@ -219,7 +219,7 @@ def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
 def test_the_glass_can_be_broken(tmp_path: Path, loss: str) -> None:
     """An administrator that another one locked out has its state and its policy again."""
     config = write_config(tmp_path)
-    nothing: list[list[str]] = [[], [], [], []]
+    nothing: list[list[str]] = [[] for _ in range(6)]
     with running_gateway(config) as running:
         with connect(running.address, _second_administrator(running, tmp_path)) as second:
             if loss == "Deleted":

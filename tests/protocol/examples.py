@@ -51,7 +51,14 @@ KEY_RECORD: Final = KeyRecord(
     TIME_MS,
 )
 ACCESS_POINT_RECORD: Final = AccessPointRecord(
-    KEY_ID, "ledger", "", "Enabled", ["crypto", "night"], ["office"], TIME_MS
+    KEY_ID,
+    "ledger",
+    "",
+    "Enabled",
+    ["crypto", "night"],
+    ["office"],
+    TIME_MS,
+    ["uri:spiffe://example.org/ledger"],
 )
 POLICY_RECORD: Final = PolicyRecord("crypto", "uses orders", 1, 2, TIME_MS)
 NETWORK_RULE_RECORD: Final = NetworkRuleRecord("office", ["10.0.0.0/8", "2001:db8::/32"], TIME_MS)
@@ -117,10 +124,13 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
     ),
     "list_keys": OperationExample((b"", 100), ([KEY_RECORD], KEY_ID)),
     "show_key": OperationExample((KEY,), (KEY_RECORD,)),
-    "create_access_point": OperationExample(("ledger", "", ["crypto"]), (ACCESS_POINT_RECORD,)),
+    "create_access_point": OperationExample(
+        ("ledger", "", ["crypto"], ["uri:spiffe://example.org/ledger"]), (ACCESS_POINT_RECORD,)
+    ),
     "show_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),
     "update_access_point": OperationExample(
-        ("ledger", None, "Disabled", ["crypto"], [], [], ["office"]), (ACCESS_POINT_RECORD,)
+        ("ledger", None, "Disabled", ["crypto"], [], [], ["office"], ["spki:" + "5a" * 32], []),
+        (ACCESS_POINT_RECORD,),
     ),
     "delete_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),
     "show_client_key": OperationExample((KEY_ID,), (CLIENT_KEY_RECORD,)),

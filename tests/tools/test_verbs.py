@@ -205,7 +205,9 @@ class TestAccess:
     CREATE = ("client-key", "create", "--access-point", "billing", "--out", "key")
 
     def test_access_points(self, deployment: Deployment, run: Run) -> None:
-        run("access-point", "create", "billing", "--description", "invoices")
+        known = ("--mtls-uri", "spiffe://example.org/a", "--mtls-spki", ":".join(["5A"] * 32))
+        made = run("access-point", "create", "billing", "--description", "invoices", *known)
+        assert "spiffe://example.org/a" in made.stdout and "5a" * 32 in made.stdout
         assert deployment.access_points[0].description == "invoices"
         assert run("access-point", "list", "--field", "name").stdout == "billing\n"
 

@@ -233,13 +233,16 @@ class ClientTwin:
         *,
         description: str = "",
         policies: Sequence[str] = (),
+        mtls: Sequence[str] = (),
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
         held = self._begin("create_access_point", timeout_s)
         identifier = format_identifier("ap-", os.urandom(16))
         held.access_points.append(
-            AccessPoint(identifier, name, description, "Enabled", tuple(policies), (), MOMENT)
+            AccessPoint(
+                identifier, name, description, "Enabled", tuple(policies), (), MOMENT, tuple(mtls)
+            )
         )
         return held.access_points[-1]
 

@@ -3,7 +3,7 @@
 import datetime
 import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 from cryptography import x509
@@ -15,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
-from hsmux_protocol.operations import POLICIES_MAX
+from hsmux_protocol.limits import FRAME_SIZE_MAX
+from hsmux_protocol.operations import MTLS_MAX, POLICIES_MAX
 from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
 from hsmux_protocol.references import (
     check_access_point_name,
+    check_mtls,
     format_identifier,
 )
 
@@ -29,16 +31,23 @@ from ..effects import Effects
 from ..fairness import FairThreads
 from ..hsm.errors import TokenError
 from ..keys.hsm_keys import presented
-from ..store.rows import AccessPointRow, ClientKeyRow
+from ..store.rows import AccessPointRow, ClientKeyRow, MtlsBindingRow
 from ..store.transaction import Reader, Transaction
 from .authority import check_request, issue
-from .identities import spki_sha256
 from .policy_service import require_network_rules, require_policies
 from .renewal import refuse_renewal, renewed_validity, require_room
 from .rules import lines_of
 from .safeguards import Safeguards
+from .trust import spki_sha256
 
 __all__ = ["AdministrationService", "Authority", "client_key_row", "serial_text"]
+
+
+RECORD_OVERHEAD: Final = 256
+"""Bytes of an access point in a page beside its words and lists: identifier, name, state, time."""
+
+PAGE_SIZE_MAX: Final = FRAME_SIZE_MAX - 4096
+"""Bytes of access points in one answer."""
 
 
 class Authority(Protocol):
@@ -74,7 +83,7 @@ def serial_text(serial: int) -> str:
     return digits.zfill(len(digits) + len(digits) % 2)
 
 
-def _access_point_record(row: AccessPointRow) -> AccessPointRecord:
+def _access_point_record(row: AccessPointRow, mtls: list[str]) -> AccessPointRecord:
     return AccessPointRecord(
         row.access_point_id,
         row.name,
@@ -83,6 +92,7 @@ def _access_point_record(row: AccessPointRow) -> AccessPointRecord:
         lines_of(row.policies),
         lines_of(row.network_rules),
         row.created_at_ms,
+        mtls,
     )
 
 
@@ -98,6 +108,68 @@ def _changed_names(what: str, column: str, add: list[str], remove: list[str]) ->
     if len(names) > POLICIES_MAX:
         raise InvalidArgument(f"{what}: {len(names)} of them; at most {POLICIES_MAX}")
     return "\n".join(names)
+
+
+def _checked_mtls(names: list[str]) -> list[str]:
+    """Each once.
+
+    Raises:
+        InvalidArgument: One is nothing that a certificate is known by.
+    """
+    try:
+        return sorted(set(map(check_mtls, names)))
+    except ValueError as error:
+        raise InvalidArgument(f"mtls: {error}") from None
+
+
+def _known_by(reader: Reader, row: AccessPointRow) -> list[str]:
+    bindings = reader.select(MtlsBindingRow, access_point_id=row.access_point_id)
+    return [binding.name for binding in bindings]
+
+
+def _change_mtls(
+    transaction: Transaction, row: AccessPointRow, add: list[str], remove: list[str]
+) -> list[str]:
+    """Make an access point known by other certificates; by which it is then, ascending.
+
+    Raises:
+        InvalidArgument: There would be too many, or one comes and goes.
+        Conflict: Another access point is known by one.
+    """
+    known = set(_known_by(transaction, row))
+    if both := set(add) & set(remove):
+        raise InvalidArgument(f"mtls {min(both)}: it cannot be added and removed at once")
+    for name in known & set(remove):
+        _bind(transaction, name, None)
+    for name in sorted(set(add) - known):
+        _bind(transaction, name, row.access_point_id)
+    known = known - set(remove) | set(add)
+    if len(known) > MTLS_MAX:
+        raise InvalidArgument(f"mtls: {len(known)} of them; at most {MTLS_MAX}")
+    return sorted(known)
+
+
+def _bind(transaction: Transaction, name: str, access_point_id: bytes | None) -> None:
+    found = transaction.get(MtlsBindingRow, name)
+    if found is None:
+        transaction.insert(MtlsBindingRow(name, access_point_id))
+    elif found.access_point_id is None or access_point_id is None:
+        transaction.update(msgspec.structs.replace(found, access_point_id=access_point_id))
+    else:
+        # In the words of a caller who may not look at others: no other name is told.
+        raise Conflict(f"another access point is known by {name}; take it from that one first")
+
+
+def _fitting(records: list[AccessPointRecord]) -> list[AccessPointRecord]:
+    """As many of a page's records as an answer holds, at least one."""
+    size = 0
+    for number, record in enumerate(records):
+        lists = (record.policies, record.network_rules, record.mtls)
+        size += RECORD_OVERHEAD + len(record.description.encode())
+        size += sum(len(name) + 3 for names in lists for name in names)
+        if number and size > PAGE_SIZE_MAX:
+            return records[:number]
+    return records
 
 
 class AdministrationService:
@@ -126,20 +198,22 @@ class AdministrationService:
         self._issuing = issuing
 
     async def create_access_point(
-        self, call: Call, name: str, description: str, policies: list[str]
+        self, call: Call, name: str, description: str, policies: list[str], mtls: list[str]
     ) -> list[Any]:
         """A new, enabled access point."""
         try:
             check_access_point_name(name)
         except ValueError as error:
             raise InvalidArgument(f"name: {error}") from None
-        at_ms = now_ms()
+        at_ms, known_by = now_ms(), _checked_mtls(mtls)
         names = _changed_names("policies", "", policies, [])
         row = AccessPointRow(os.urandom(16), name, description, "Enabled", names, "", at_ms)
 
         def effect(transaction: Transaction) -> list[Any]:
             require_policies(transaction, policies)
-            return [_access_point_record(transaction.insert(row))]
+            stored = transaction.insert(row)
+            known = _change_mtls(transaction, stored, known_by, [])
+            return [_access_point_record(stored, known)]
 
         return await self._effects.apply(call, effect)
 
@@ -147,11 +221,18 @@ class AdministrationService:
         """A page of access points."""
         found = self._catalog.access_point_order.after(page, limit)
         rows = [self._catalog.access_points[identifier] for identifier in found]
-        return [[_access_point_record(row) for row in rows], next_page(found, limit)]
+        records = _fitting([self._shown(row) for row in rows])
+        following = next_page(found, limit)
+        if len(records) < len(found):
+            following = records[-1].access_point_id
+        return [records, following]
 
     async def show_access_point(self, call: Call, access_point: str) -> list[Any]:
         """One access point."""
-        return [_access_point_record(self._catalog.find_access_point(access_point))]
+        return [self._shown(self._catalog.find_access_point(access_point))]
+
+    def _shown(self, row: AccessPointRow) -> AccessPointRecord:
+        return _access_point_record(row, self._catalog.mtls_of(row.access_point_id))
 
     async def update_access_point(
         self,
@@ -163,16 +244,19 @@ class AdministrationService:
         remove_policies: list[str],
         add_network_rules: list[str],
         remove_network_rules: list[str],
+        add_mtls: list[str],
+        remove_mtls: list[str],
     ) -> list[Any]:
-        """Other words, state, policies or network rules for an access point."""
+        """Other words, state, policies, network rules or certificates for an access point."""
         found = self._catalog.find_access_point(access_point)
         moved = [add_policies, remove_policies, add_network_rules, remove_network_rules]
+        known_by = [_checked_mtls(add_mtls), _checked_mtls(remove_mtls)]
 
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
             # Other words take nothing from anybody.
             counts = False
-            if any(moved) or state is not None:
+            if any(moved) or any(known_by) or state is not None:
                 self._safeguards.refuse_own(call, row.access_point_id)
                 counts = self._safeguards.may_administer(transaction, row)
             require_policies(transaction, add_policies)
@@ -185,9 +269,10 @@ class AdministrationService:
                 network_rules=_changed_names("network rules", row.network_rules, *moved[2:]),
             )
             stored = row if changed == row else transaction.update(changed)
+            known = _change_mtls(transaction, stored, *known_by)
             if counts:
                 self._safeguards.keep_administrator(transaction, call)
-            return [_access_point_record(stored)]
+            return [_access_point_record(stored, known)]
 
         return await self._effects.apply(call, effect)
 
@@ -201,9 +286,11 @@ class AdministrationService:
             counts = self._safeguards.may_administer(transaction, row)
             gone = msgspec.structs.replace(row, state="Deleted", policies="", network_rules="")
             stored = transaction.update(gone)
+            # Its certificates may be another one's from now on.
+            _change_mtls(transaction, stored, [], _known_by(transaction, stored))
             if counts:
                 self._safeguards.keep_administrator(transaction, call)
-            return [_access_point_record(stored)]
+            return [_access_point_record(stored, [])]
 
         return await self._effects.apply(call, effect)
 

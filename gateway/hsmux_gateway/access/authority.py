@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 __all__ = [
     "CA_VALIDITY",
     "CLOCK_SKEW",
+    "RSA_BITS_MIN",
     "SERVER_VALIDITY",
     "check_request",
     "issue",

@@ -1,43 +1,35 @@
 """From a certificate to a principal, and whether that principal still stands.
 
-Only the certificate's public key decides: its SHA-256 must be that of an enabled client key of an
-enabled access point. Names in the certificate mean nothing. The chain, the dates and the purpose
-were checked by TLS when the connection was made; everything that can change after that is asked
-again at every call, from memory.
+Of a certificate of the own CA only the public key decides: its SHA-256 must be that of an enabled
+client key of an enabled access point. Names in the certificate mean nothing. One of an outside CA
+must carry what exactly one access point is known by (`mtls`), an enabled one; if it carries what
+two are known by, it is nobody's. Which CA it is of: see `trust`. The chain, the dates and the
+purpose were checked by TLS when the connection was made; everything that can change after that is
+asked again at every call, from memory: an outside CA that is taken out of the configuration, too.
 """
 
-import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
 from hsmux_protocol.errors import Unauthenticated, Unavailable
 
-from ..call import Call, Principal
+from ..call import Call, Outside, Principal
 from ..catalog import Catalog
 from .asked import contexts_of, is_own, resource_of, size_of
 from .decision import CallFacts
 from .patterns import Resource
 from .rules import AccessRules
+from .trust import NOBODYS, Trust, ends_ms, spki_sha256
 
-__all__ = ["NAMING", "Identities", "spki_sha256"]
+__all__ = ["NAMING", "Identities"]
 
 NAMING: Final = ("put_policy",)
 """What it needs beside the right to manage keys to give a key a name that a policy speaks of: it
 changes what that policy grants.
 """
-
-
-def spki_sha256(certificate: x509.Certificate | x509.CertificateSigningRequest) -> bytes:
-    """SHA-256 of the SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7) of a certificate."""
-    return hashlib.sha256(
-        certificate.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    ).digest()
 
 
 class Identities:
@@ -48,6 +40,9 @@ class Identities:
         rules: What their policies say.
         stale_s: Seconds that what is in memory holds while the store is away.
         refresh: Brings the catalogue up to date.
+
+    Attributes:
+        trust: Whose certificates are believed; None: nobody's yet.
     """
 
     def __init__(
@@ -61,16 +56,53 @@ class Identities:
         self._rules = rules
         self._stale_s = stale_s
         self._refresh = refresh
+        self.trust: Trust | None = None
 
-    async def authenticate(self, certificate: bytes) -> Principal:
-        """The principal of a certificate (DER) that TLS accepted.
+    async def authenticate(self, chain: Sequence[bytes]) -> Principal:
+        """The principal of a certificate that TLS accepted.
+
+        Args:
+            chain: As TLS verified it, DER, from the certificate to the root.
+
+        Raises:
+            Unauthenticated: It is not one that an enabled access point is known by; never says why.
+            Unavailable: The store would have to be asked and is away.
+        """
+        if self.trust is None:
+            raise Unauthenticated(NOBODYS)
+        outside = self.trust.outside_of(chain)
+        if outside is None:
+            return await self._of_client_key(chain[0])
+        return self._of_binding(outside, chain)
+
+    def _of_binding(self, outside: Outside, chain: Sequence[bytes]) -> Principal:
+        """Whom a certificate of an outside CA stands for.
+
+        The store is not asked: an outside CA may have issued any number of certificates that mean
+        nothing here.
+        """
+        access_point = self._catalog.access_points.get(self._bound_to(outside) or b"")
+        if access_point is None or access_point.state != "Enabled":
+            raise Unauthenticated(NOBODYS)
+        return Principal(
+            access_point.access_point_id,
+            access_point.name,
+            spki_sha256(x509.load_der_x509_certificate(chain[0]))[:16],
+            ends_ms(chain),
+            outside,
+        )
+
+    def _bound_to(self, outside: Outside) -> bytes | None:
+        """The one access point that is known by a certificate."""
+        bindings = self._catalog.mtls_bindings
+        found = {bindings[name] for name in outside.names if name in bindings}
+        return found.pop() if len(found) == 1 else None
+
+    async def _of_client_key(self, certificate: bytes) -> Principal:
+        """Whom a certificate of the own CA stands for.
 
         The CA has signed it, so a key that is not known was issued by another gateway just now,
         or never came to be: the store is asked before it is refused.
-
-        Raises:
-            Unauthenticated: Its key is not an enabled client key; never says why.
-            Unavailable: The store would have to be asked and is away.
         """
         digest = spki_sha256(x509.load_der_x509_certificate(certificate))
         if digest not in self._catalog.client_keys_by_spki:
@@ -91,8 +123,15 @@ class Identities:
     def stands(self, principal: Principal) -> bool:
         """Whether a principal that was authenticated is still accepted."""
         access_point = self._catalog.access_points[principal.access_point_id]
-        client_key = self._catalog.client_keys[principal.client_key_id]
-        return access_point.state == client_key.state == "Enabled"
+        return access_point.state == "Enabled" and self._is_accepted(principal)
+
+    def _is_accepted(self, principal: Principal) -> bool:
+        """Whether what a principal proved is still what its access point is known by."""
+        outside = principal.outside
+        if outside is None:
+            return self._catalog.client_keys[principal.client_key_id].state == "Enabled"
+        is_believed = self.trust is not None and self.trust.believes(outside.root)
+        return is_believed and self._bound_to(outside) == principal.access_point_id
 
     def facts(self, call: Call) -> CallFacts:
         """What a decision may look at, now.
@@ -106,7 +145,7 @@ class Identities:
         principal, permission = call.principal, call.operation.permission
         point = self._catalog.access_points[principal.access_point_id]
         is_enabled = point.state == "Enabled"
-        has_key = self._catalog.client_keys[principal.client_key_id].state == "Enabled"
+        has_key = self._is_accepted(principal)
         now_ms, until_ms = time.time_ns() // 1_000_000, principal.valid_until_ms
         if not (is_enabled and has_key and now_ms < until_ms):
             # Who is not accepted learns nothing about what it sent.

@@ -10,8 +10,15 @@ from typing import Final
 
 from hsmux_protocol.errors import Busy, Denied, Unauthenticated
 
-from ..call import Call
-from ..store.rows import AccessPointRow, ClientKeyRow, NetworkRuleRow, PolicyRow, Row
+from ..call import Call, Principal
+from ..store.rows import (
+    AccessPointRow,
+    ClientKeyRow,
+    MtlsBindingRow,
+    NetworkRuleRow,
+    PolicyRow,
+    Row,
+)
 from ..store.transaction import Reader
 from .asked import name_of
 from .decision import CallFacts, Decision, decide_again
@@ -84,11 +91,20 @@ class Permits:
             raise Busy("access was changed just now", retry_after_ms=RETRY_AFTER_MS)
 
 
+def _proofs(reader: Reader, principal: Principal) -> list[Row | None]:
+    """What makes a principal of what it proved."""
+    if principal.outside is None:
+        return [reader.get(ClientKeyRow, principal.client_key_id)]
+    # Not only what it is known by: another access point may be by now.
+    bindings = (reader.get(MtlsBindingRow, name) for name in principal.outside.names)
+    return [row for row in bindings if row is not None]
+
+
 def _rows(reader: Reader, call: Call) -> list[Row | None]:
     """What the decision about a call rests on, beside the clock."""
     principal = call.principal
     point = reader.get(AccessPointRow, principal.access_point_id)
-    found: list[Row | None] = [point, reader.get(ClientKeyRow, principal.client_key_id)]
+    found: list[Row | None] = [point, *_proofs(reader, principal)]
     if point is None:
         return found
     policies = [reader.get(PolicyRow, name) for name in lines_of(point.policies)]

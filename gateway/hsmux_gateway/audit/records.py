@@ -127,7 +127,8 @@ class Request(_Record, frozen=True, array_like=True, tag=3):
         reference: Joins answer, record and log line.
         access_point: The caller's access point, by name.
         access_point_id: The same, 16 bytes.
-        client_key: The client key it proved, 16 bytes.
+        client_key: The client key it proved, 16 bytes; of a certificate of an outside CA the begin
+            of the SHA-256 of its public key.
         peer: From where.
         operation: Number in the operation table; 0 if the gateway does not know it.
         statement: What decided that it may or may not be done.

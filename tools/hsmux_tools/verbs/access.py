@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from hsmux_protocol.operations import VALIDITY_DAYS_MAX
+from hsmux_protocol.references import SPKI_PREFIX, URI_PREFIX
 
 from ..failure import EXIT_CONFLICT, EXIT_FAILED, EXIT_USAGE, Failure
 from ..output import record_of, show_list, show_record, talk, write_file
@@ -34,7 +35,9 @@ __all__ = [
     "update_access_point",
 ]
 
-ACCESS_POINT_COLUMNS: Final = ("access_point_id", "name", "state", "policies", "description")
+ACCESS_POINT_COLUMNS: Final = (
+    *("access_point_id", "name", "state", "policies", "mtls", "description"),
+)
 CLIENT_KEY_COLUMNS: Final = ("client_key_id", "access_point", "state", "not_after", "serial")
 CSR_SIZE_MAX: Final = 16384
 VALIDITY_DAYS_DEFAULT: Final = 365
@@ -47,22 +50,53 @@ def _names(option: str, text: str) -> Callable[[F], F]:
     return click.option(option, multiple=True, metavar="NAME", help=f"{text} May be repeated.")
 
 
-@verb("create", "hsmux access-point create billing --policy orders --description 'invoices'")
+def _uris(*option: str, text: str) -> Callable[[F], F]:
+    """An option that takes URIs of certificates of other CAs."""
+    return click.option(*option, multiple=True, metavar="URI", help=f"{text} May be repeated.")
+
+
+def _public_keys(*option: str, text: str) -> Callable[[F], F]:
+    """An option that takes SHA-256 of public keys of certificates of other CAs."""
+    return click.option(*option, multiple=True, metavar="HEX", help=f"{text} May be repeated.")
+
+
+def _known_by(uris: tuple[str, ...], public_keys: tuple[str, ...]) -> list[str]:
+    """Both as the gateway names them; other tools write digests with colons and large letters."""
+    digests = (digest.replace(":", "").lower() for digest in public_keys)
+    return [*(URI_PREFIX + uri for uri in uris), *(SPKI_PREFIX + digest for digest in digests)]
+
+
+@verb(
+    "create",
+    "hsmux access-point create billing --policy orders --description 'invoices'",
+    "hsmux access-point create billing --mtls-uri spiffe://example.org/billing",
+)
 @click.argument("name", metavar="NAME")
 @click.option("--description", default="", metavar="TEXT")
 @_names("--policy", "A policy it has; without one it may do nothing.")
+@_uris("--mtls-uri", text="A URI in its certificate of an outside CA, such as a SPIFFE ID.")
+@_public_keys("--mtls-spki", text="SHA-256 of its public key in a certificate of an outside CA.")
 @click.pass_obj
 def create_access_point(
-    settings: Settings, name: str, description: str, policy: tuple[str, ...]
+    settings: Settings,
+    name: str,
+    description: str,
+    policy: tuple[str, ...],
+    mtls_uri: tuple[str, ...],
+    mtls_spki: tuple[str, ...],
 ) -> None:
     """Make an access point.
 
-    It is the identity of one application; client keys are issued to it, and policies say what it
-    may do.
+    It is the identity of one application; client keys are issued to it, or it is known by its
+    certificate of an outside CA, and policies say what it may do.
     """
     with connect(settings) as client:
         made = client.create_access_point(
-            name, description=description, policies=policy, timeout_s=settings.timeout_s
+            name,
+            description=description,
+            policies=policy,
+            mtls=_known_by(mtls_uri, mtls_spki),
+            timeout_s=settings.timeout_s,
         )
     show_record(record_of(made), settings)
 
@@ -81,6 +115,7 @@ def show_access_point(settings: Settings, access_point: str) -> None:
     "update",
     "hsmux access-point update billing --add-policy orders --remove-policy trial",
     "hsmux access-point update billing --add-network-rule office",
+    "hsmux access-point update billing --mtls-uri spiffe://example.org/billing",
     "hsmux access-point update billing --disable",
 )
 @click.argument("access_point", metavar="NAME")
@@ -90,6 +125,10 @@ def show_access_point(settings: Settings, access_point: str) -> None:
 @_names("--remove-policy", "A policy it loses.")
 @_names("--add-network-rule", "A network rule; it has to be inside one of those it has.")
 @_names("--remove-network-rule", "A network rule it loses.")
+@_uris("--mtls-uri", "--add-mtls-uri", text="A URI it is known by in an outside CA's certificate.")
+@_public_keys("--mtls-spki", "--add-mtls-spki", text="SHA-256 of a public key it is known by.")
+@_uris("--remove-mtls-uri", text="A URI it is known by no more.")
+@_public_keys("--remove-mtls-spki", text="SHA-256 of a public key it is known by no more.")
 @click.pass_obj
 def update_access_point(
     settings: Settings,
@@ -100,13 +139,21 @@ def update_access_point(
     remove_policy: tuple[str, ...],
     add_network_rule: tuple[str, ...],
     remove_network_rule: tuple[str, ...],
+    mtls_uri: tuple[str, ...],
+    mtls_spki: tuple[str, ...],
+    remove_mtls_uri: tuple[str, ...],
+    remove_mtls_spki: tuple[str, ...],
 ) -> None:
     """Change an access point.
 
     Only what is named changes, at once, on open connections too. Nobody changes its own access
-    point's policies, network rules or state, and the last one that administers access stays.
+    point's policies, network rules, certificates or state, and the last one that administers access
+    stays.
     """
-    lists = (add_policy, remove_policy, add_network_rule, remove_network_rule)
+    lists = (
+        *(add_policy, remove_policy, add_network_rule, remove_network_rule),
+        *(mtls_uri, mtls_spki, remove_mtls_uri, remove_mtls_spki),
+    )
     if description is None and enabled is None and not any(lists):
         raise click.UsageError("nothing to change: name at least one option.")
     with connect(settings) as client:
@@ -118,6 +165,8 @@ def update_access_point(
             remove_policies=remove_policy,
             add_network_rules=add_network_rule,
             remove_network_rules=remove_network_rule,
+            add_mtls=_known_by(mtls_uri, mtls_spki),
+            remove_mtls=_known_by(remove_mtls_uri, remove_mtls_spki),
             timeout_s=settings.timeout_s,
         )
     show_record(record_of(changed), settings)
