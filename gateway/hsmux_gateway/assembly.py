@@ -245,6 +245,11 @@ class Gateway:
             row, base.tokens, base.arena, self._sealer.slot, base.store.deployment_id
         )
 
+    async def renew_certificate(self) -> None:
+        """Renew the gateway's own certificate if it is time."""
+        if self.credentials is not None:
+            await self.credentials.renew(self.base.config.server.names)
+
     async def reload(self, load: Callable[[], Config]) -> None:
         """Read the configuration and what it names again; what cannot be used changes nothing.
 

@@ -15,7 +15,8 @@ Whether the private key belongs to the certificate is tried, not compared: an EC
 its public key beside it, and one damaged bit leaves that as it was. So new credentials shake hands
 with themselves first (`_try_out`).
 
-The pair is two
+The certificate that `hsmux init` made is renewed by the gateway itself when two thirds of its life
+are over (`renewal_due`): a new private key, certified by the deployment's CA. The pair is two
 files, which no file system replaces at once: the new private key is written beside the old one
 (`server.next.key`), then the certificate is replaced, then the private key. Whoever reads the pair
 looks for a next key first (`settle_pair`): one that fits the certificate takes the old one's place,
@@ -29,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -41,6 +43,7 @@ from .access.authority import SERVER_VALIDITY, issue, server_names
 from .access.trust import Trust, parse_certificates, read_outside_cas
 from .config import Tls
 from .errors import OperatorError
+from .hsm.errors import TokenError
 from .instance import Instance, sync_directory, write_file
 from .private_files import check_secret, read_regular
 from .tls import make_server_context
@@ -50,8 +53,11 @@ __all__ = [
     "ServerCredentials",
     "load_credentials",
     "make_pair",
+    "renewal_due",
     "settle_pair",
 ]
+
+log = structlog.get_logger("hsmux.credentials")
 
 PEM_SIZE_MAX: Final = 1 << 20
 """Bytes of a file with a certificate and its chain, or a private key."""
@@ -251,6 +257,12 @@ def _belong(certificate: Path, private_key: Path) -> bool:
         return False
 
 
+def renewal_due(certificate: x509.Certificate, at: datetime.datetime) -> bool:
+    """Whether two thirds of a certificate's life are over."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return at >= begins + (ends - begins) * 2 / 3
+
+
 class ServerCredentials:
     """The credentials that new connections take, and how they become others.
 
@@ -312,3 +324,36 @@ class ServerCredentials:
         self._tls, self.current = tls, loaded
         for listener in self._listeners:
             listener(loaded)
+
+    async def renew(self, names: list[str]) -> bool:
+        """Make another certificate if it is time and the one that is there was made here.
+
+        Args:
+            names: DNS names and addresses that the certificate carries.
+
+        Returns:
+            Whether new connections get another one.
+        """
+        async with self._lock:
+            if not self._is_due():
+                return False
+            authority = self._authority()
+            try:
+                await trio.to_thread.run_sync(
+                    make_pair, self._instance, authority, names, self._now()
+                )
+                await self._reload(self._tls)
+            except (TokenError, OSError, OperatorError) as error:
+                ends = f"{self.current.certificate.not_valid_after_utc:%Y-%m-%d}"
+                log.warning("certificate not renewed, tried again", ends=ends, error=str(error))
+                return False
+            ends = f"{self.current.certificate.not_valid_after_utc:%Y-%m-%d}"
+            log.info("certificate renewed", ends=ends)
+            return True
+
+    def _is_due(self) -> bool:
+        certificate = self.current.certificate
+        if self._tls.certificate or not renewal_due(certificate, self._now()):
+            return False
+        # Where somebody put another one there, they replace it.
+        return _has_issued(self._authority().certificate, certificate)

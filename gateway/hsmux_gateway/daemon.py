@@ -52,6 +52,9 @@ SURVEY_INTERVAL_S: Final = 3600.0
 FORGET_INTERVAL_S: Final = 3600.0
 """Seconds between looks for idempotency tokens that are over."""
 
+RENEWAL_INTERVAL_S: Final = 3600.0
+"""Seconds between looks whether it is time for another certificate of the gateway's own."""
+
 IDLE_KEYS_INTERVAL_S: Final = 5.0
 """Seconds between looks for private keys that nobody uses any more."""
 
@@ -229,6 +232,7 @@ async def _run(
             nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
             nursery.start_soon(_repeat, IDLE_KEYS_INTERVAL_S, gateway.forget_idle_keys)
+            nursery.start_soon(_repeat, RENEWAL_INTERVAL_S, gateway.renew_certificate)
             nursery.start_soon(reload, gateway)
             for socket in health:
                 nursery.start_soon(HealthServer(gateway.not_ready, gateway.metrics).serve, socket)

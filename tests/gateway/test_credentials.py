@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -17,11 +18,14 @@ from hsmux_gateway.access.authority import SERVER_VALIDITY, issue_ca
 from hsmux_gateway.config import Tls
 from hsmux_gateway.credentials import (
     Credentials,
+    ServerCredentials,
     load_credentials,
     make_pair,
+    renewal_due,
     settle_pair,
 )
 from hsmux_gateway.errors import OperatorError
+from hsmux_gateway.hsm.errors import TokenUnavailable
 from hsmux_gateway.instance import Instance, write_file
 from tests.gateway.certificates import DAY, Issuer
 from tests.gateway.outside import make_root, name_of, pem_of
@@ -44,7 +48,8 @@ class Authority:
 
     def open_key(self) -> ec.EllipticCurvePrivateKey:
         """The private key, if its token is there."""
-        assert self.key is not None
+        if self.key is None:
+            raise TokenUnavailable("no worker")
         return self.key
 
 
@@ -332,3 +337,96 @@ def test_a_key_that_a_crash_left_of_nothing_goes(files: Files) -> None:
     files.instance.next_server_key.write_bytes(b"half a k")
     settle_pair(files.instance)
     assert _state(files) == before
+
+
+# Renewal
+
+
+def test_renewal_is_due_when_two_thirds_of_the_life_are_over(files: Files) -> None:
+    certificate = files.load().certificate
+    life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    due = certificate.not_valid_before_utc + life * 2 / 3
+    assert not renewal_due(certificate, due - datetime.timedelta(seconds=1))
+    assert renewal_due(certificate, due)
+
+
+class Clock:
+    """A wall clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.at = NOW
+
+    def __call__(self) -> datetime.datetime:
+        return self.at
+
+
+def _server(files: Files, clock: Clock, tls: Tls | None = None) -> ServerCredentials:
+    return ServerCredentials(tls or Tls(), files.instance, lambda: files.authority, clock)
+
+
+def test_the_certificate_is_renewed_when_it_is_time_and_not_before(files: Files) -> None:
+    async def main() -> None:
+        clock = Clock()
+        server, taken = _server(files, clock), list[Credentials]()
+        server.on_change(taken.append)
+        first, old_key = server.current.certificate, files.instance.server_key.read_bytes()
+        for _ in range(3):
+            before = server.current.certificate
+            life = before.not_valid_after_utc - before.not_valid_before_utc
+            due = before.not_valid_before_utc + life * 2 / 3
+            clock.at = due - datetime.timedelta(seconds=1)
+            assert not await server.renew(NAMES)
+            assert server.current.certificate == before
+            clock.at = due
+            assert await server.renew(NAMES)
+            assert not await server.renew(NAMES)
+            after = server.current.certificate
+            assert after.not_valid_after_utc > before.not_valid_after_utc
+            assert after.public_key() != before.public_key()
+            names = after.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+        assert [one.certificate for one in (taken[0], taken[-1])] == [
+            first,
+            server.current.certificate,
+        ]
+        assert files.instance.server_key.read_bytes() != old_key
+        assert stat.S_IMODE(files.instance.server_key.stat().st_mode) == 0o600
+        assert sorted(_state(files)) == ["server.key", "server.pem"]
+
+    trio.run(main)
+
+
+def test_a_token_that_is_away_is_asked_again(files: Files) -> None:
+    async def main() -> None:
+        clock = Clock()
+        server = _server(files, clock)
+        before, state = server.current, _state(files)
+        clock.at = NOW + SERVER_VALIDITY * 3 / 4
+        key, files.authority.key = files.authority.key, None
+        assert not await server.renew(NAMES)
+        assert server.current is before and _state(files) == state
+        files.authority.key = key
+        assert await server.renew(NAMES)
+
+    trio.run(main)
+
+
+def test_a_certificate_of_somebody_else_is_theirs_to_renew(files: Files) -> None:
+    async def main() -> None:
+        clock = Clock()
+        clock.at = NOW + 2 * SERVER_VALIDITY
+        named = Tls(
+            certificate=str(files.instance.server_certificate),
+            private_key=str(files.instance.server_key),
+        )
+        assert not await _server(files, clock, named).renew(NAMES)
+        other = make_root("somebody else")
+        assert isinstance(other.key, ec.EllipticCurvePrivateKey)
+        made = Issuer(other.certificate, other.key)
+        leaf = made.issue(start=-DAY, validity=2 * DAY, server=True)
+        _write_pair(files, *leaf.chain, key=leaf.key)
+        server, state = _server(files, clock), _state(files)
+        assert not await server.renew(NAMES)
+        assert _state(files) == state
+
+    trio.run(main)

@@ -1,6 +1,7 @@
 """SIGHUP: what a gateway takes over while it serves, and that nothing else comes of it."""
 
 import contextlib
+import datetime
 import os
 import random
 import shutil
@@ -18,17 +19,24 @@ from cryptography import x509
 
 from hsmux import Client
 from hsmux_gateway.access.first_policies import EVERYTHING
+from hsmux_gateway.authority_key import DeploymentAuthority
 from hsmux_gateway.config import load_config
+from hsmux_gateway.credentials import make_pair
 from hsmux_gateway.daemon import Addresses, run_init, run_serve
-from hsmux_gateway.foundation import Foundation
-from hsmux_gateway.initialise import FirstAdministrator
+from hsmux_gateway.foundation import Foundation, open_foundation
+from hsmux_gateway.initialise import FirstAdministrator, unlock
+from hsmux_gateway.store import GatewayKeyRow
 from tests.gateway.certificates import DAY, Identity, Issuer, open_issuer
+from tests.gateway.hardware import write_hardware_config
 from tests.gateway.outside import make_root, pem_of
 from tests.gateway.raw_client import client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
 RELOADS = [pytest.param(20, id="few"), pytest.param(400, id="many", marks=pytest.mark.long)]
 MUTATIONS = [pytest.param(12, id="few"), pytest.param(200, id="many", marks=pytest.mark.long)]
+TRIES = 3000
+"""Connections until a gateway has surely looked at its certificate."""
+
 URI = "spiffe://example.org/app"
 
 
@@ -266,3 +274,47 @@ def test_a_hangup_before_anything_is_served_does_not_end_the_start(tmp_path: Pat
         partial(run_serve, config, ready=ready, before=before, reload=lambda: load_config(path))
     )
     assert len(served) == 1
+
+
+@pytest.mark.parametrize("write", [write_config, write_hardware_config], ids=["file", "token"])
+def test_a_gateway_renews_the_certificate_that_its_ca_made(
+    tmp_path: Path, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path)
+    trio.run(run_init, load_config(path))
+    old = trio.run(_make_old_pair, path)
+    with running_gateway(path, init=False) as running:
+        context = client_context(running.administrator)
+        own = running.directory / "tls" / "server.pem"
+        # It is in the file first, and then it is shown.
+        shown = next(
+            made for made in (_shown(running, context) for _ in range(TRIES)) if made != old
+        )
+        assert shown == x509.load_pem_x509_certificate(own.read_bytes())
+        assert shown.not_valid_before_utc > old.not_valid_before_utc
+        assert shown.public_key() != old.public_key()
+        assert own.with_name("server.key").stat().st_mode & 0o777 == 0o600
+
+
+def _shown(running: Running, context: ssl.SSLContext) -> x509.Certificate:
+    with connect(running.address, context) as client:
+        der = client.tls.getpeercert(binary_form=True)
+    assert der is not None
+    return x509.load_der_x509_certificate(der)
+
+
+async def _make_old_pair(path: Path) -> x509.Certificate:
+    """A certificate of which more than two thirds of its life are over."""
+    config = load_config(path)
+    async with open_foundation(config, create=False) as base:
+        sealer = await unlock(config, base.arena, base.tokens, base.store)
+        row = base.store.read(lambda reader: reader.get(GatewayKeyRow, "ca"))
+        assert row is not None
+        authority = DeploymentAuthority(
+            row, base.tokens, base.arena, sealer.slot, base.store.deployment_id
+        )
+        begins = datetime.datetime.now(datetime.UTC) - 500 * DAY
+        await trio.to_thread.run_sync(
+            make_pair, base.instance, authority, config.server.names, begins
+        )
+        return x509.load_pem_x509_certificate(base.instance.server_certificate.read_bytes())
