@@ -35,8 +35,11 @@ from .audit.calls import CallRecords
 from .audit.checkpoints import BadCheckpoint, CheckpointFile
 from .audit.journal import Journal
 from .audit.layout import CHECKPOINTS
+from .audit.outbox import Outbox
 from .audit.records import RollbackAccepted
-from .audit.segments import ChainDamaged, RecordError, open_chain
+from .audit.recovery import Recovery
+from .audit.retention import Retention
+from .audit.segments import ChainDamaged, RecordError, lock_log, open_chain
 from .audit.signing import CheckpointSigner
 from .authority_key import DeploymentAuthority, open_own_key
 from .catalog import Catalog
@@ -109,6 +112,8 @@ class Gateway:
 
     Attributes:
         reconciliation: Compares store and tokens.
+        recovery: Compares store and audit log.
+        retention: Removes what is old from the audit log.
         stopping: Whether no new connections are taken.
         credentials: Of the listener, once there is one.
     """
@@ -124,13 +129,21 @@ class Gateway:
             self.catalog, self._rules, config.store.stale_s, self._refresh
         )
         permits = Permits(self._identities)
-        self.effects = Effects(base.store, self.writer, self.catalog, permits)
         self.metrics = Metrics()
         self.journal, self.checkpoints = _open_log(base, sealer, log_requests)
+        self.retention = Retention(
+            self.journal,
+            self.checkpoints,
+            keep_days=config.audit.keep_days,
+            keep_bytes=config.audit.keep_bytes,
+        )
         self._records = CallRecords(_context_mac(base, sealer))
         self.anchor = make_keeper(
             config, base.instance, sealer, base.tokens, base.store, self._audit_end
         )
+        self._outbox = Outbox(self.journal, self._records)
+        self.effects = Effects(base.store, self.writer, self.catalog, permits, self._outbox)
+        self.recovery = Recovery(self._outbox, self.effects, self.journal, _log_directory(base))
         self.materials = Materials(
             base.arena,
             sealer.slot,
@@ -231,6 +244,7 @@ class Gateway:
             memory=self.effects,
             journal=self.journal,
             records=self._records,
+            outbox=self._outbox,
             metrics=self.metrics,
             requests_max=config.limits.requests_max,
             runs=collect_runs(*services),
@@ -403,13 +417,17 @@ class Gateway:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
 
 
+def _log_directory(base: Foundation) -> Path:
+    return Path(base.config.audit.directory or base.instance.path / "audit")
+
+
 def _open_log(
     base: Foundation, sealer: ArenaSealer, log_requests: LogSink | None
 ) -> tuple[Journal, CheckpointSigner]:
     """The journal over a chain of the audit log, with the start of this process in it, and who
     signs checkpoints.
     """
-    directory = Path(base.config.audit.directory or base.instance.path / "audit")
+    directory = _log_directory(base)
     deployment = base.store.deployment_id
     row = base.store.read(lambda reader: reader.get(GatewayKeyRow, AUDIT_KEY))
     if row is None:
@@ -417,9 +435,16 @@ def _open_log(
     key = serialization.load_der_public_key(row.public_key)
     assert isinstance(key, ec.EllipticCurvePublicKey)
     try:
+        lock = lock_log(directory)
+        if lock is None:
+            raise OperatorError(
+                f"audit: {directory} is in use by another gateway: give each its own"
+                " `audit.directory`"
+            )
         file = CheckpointFile(directory / CHECKPOINTS, key)
         signed = None if file.last is None else file.last.chains
-        chain = open_chain(directory, deployment, checkpointed=signed)
+        size = base.config.audit.segment_bytes
+        chain = open_chain(directory, deployment, segment_size=size, checkpointed=signed)
     except OSError as error:
         raise OperatorError(f"audit: {directory} cannot be used: {error.strerror}") from None
     except (BadCheckpoint, ChainDamaged) as error:
@@ -429,7 +454,7 @@ def _open_log(
         # Where it cannot be written, it is not ready, and tries again.
         journal.flush()
     open_key = partial(open_own_key, row, base.tokens, base.arena, sealer.slot, deployment)
-    return journal, CheckpointSigner(file, journal, deployment, open_key)
+    return journal, CheckpointSigner(file, journal, deployment, open_key, lock)
 
 
 def _end_ms(certificate: x509.Certificate) -> int:

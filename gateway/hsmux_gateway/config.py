@@ -26,6 +26,7 @@ from msgspec import Meta
 
 from hsmux_protocol.limits import BATCH_ITEMS_MAX
 
+from .audit.segments import SEGMENT_SIZE, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN
 from .errors import EXIT_CONFIGURATION, OperatorError
 from .private_files import read_regular
 from .strict import nearest
@@ -194,6 +195,32 @@ class Audit(Section, frozen=True, kw_only=True):
     directory: Annotated[
         str, Meta(description="Where records are written; empty: `audit` in `instance_dir`.")
     ] = ""
+    keep_days: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=36_500,
+            description="Days that records are kept; segments that are older are removed. "
+            "0: for ever.",
+        ),
+    ] = 0
+    keep_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 50,
+            description="Bytes that segments may take; beyond that the oldest are removed, never "
+            "the present one. 0: as many as it takes.",
+        ),
+    ] = 0
+    segment_bytes: Annotated[
+        int,
+        Meta(
+            ge=SEGMENT_SIZE_MIN,
+            le=SEGMENT_SIZE_MAX,
+            description="Bytes of a segment, taken when it is made; there are two at least.",
+        ),
+    ] = SEGMENT_SIZE
 
 
 class Health(Section, frozen=True, kw_only=True):

@@ -29,6 +29,7 @@ import trio
 from hsmux_protocol.errors import HsmuxError
 
 from .assembly import Gateway
+from .audit.recovery import SETTLE_INTERVAL_S
 from .audit.segments import RecordError, SyncFailed
 from .config import Config
 from .errors import EXIT_AGAIN, OperatorError
@@ -48,6 +49,9 @@ RECONCILE_INTERVAL_S: Final = 60.0
 
 SURVEY_INTERVAL_S: Final = 3600.0
 """Seconds between looks for objects in the tokens that nobody here knows."""
+
+RECOVER_INTERVAL_S: Final = 30.0
+"""Seconds between looks for records of changes whose gateways are gone."""
 
 FORGET_INTERVAL_S: Final = 3600.0
 """Seconds between looks for idempotency tokens that are over."""
@@ -176,8 +180,10 @@ async def _serve(
             await nursery.start(_run_writer, gateway)
             await _read_catalogue(gateway)
             await _or_start_again(partial(gateway.check_anchor, accept=accept_rollback))
+            await _recover_records(gateway)
             await _or_start_again(gateway.sign_start)
             nursery.start_soon(_or_start_again, gateway.checkpoints.sign_for_ever)
+            nursery.start_soon(_or_start_again, gateway.retention.run_for_ever)
             nursery.start_soon(gateway.anchor.keep)
             await _run(gateway, stop, ready, reload)
             nursery.cancel_scope.cancel()
@@ -205,10 +211,23 @@ async def _run_writer(gateway: Gateway, task_status: trio.TaskStatus[None]) -> N
 
 
 async def _read_catalogue(gateway: Gateway) -> None:
-    try:
+    """Read what is kept in memory."""
+    with _causes():
         await gateway.effects.refresh()
+
+
+async def _recover_records(gateway: Gateway) -> None:
+    """Append the records that an earlier process left in the store."""
+    with _causes():
+        await gateway.recovery.recover()
+
+
+@contextmanager
+def _causes() -> Iterator[None]:
+    """The border tells what was changed from what is away, by the cause of an error."""
+    try:
+        yield
     except HsmuxError as error:
-        # The border tells what was changed from what is away.
         raise error.__cause__ or error from None
 
 
@@ -231,6 +250,8 @@ async def _run(
             nursery.start_soon(_repeat, RECONCILE_INTERVAL_S, gateway.reconciliation.reconcile)
             nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
+            nursery.start_soon(_repeat, SETTLE_INTERVAL_S, gateway.recovery.settle)
+            nursery.start_soon(_repeat, RECOVER_INTERVAL_S, gateway.recovery.recover)
             nursery.start_soon(_repeat, IDLE_KEYS_INTERVAL_S, gateway.forget_idle_keys)
             nursery.start_soon(_repeat, RENEWAL_INTERVAL_S, gateway.renew_certificate)
             nursery.start_soon(reload, gateway)
@@ -246,7 +267,18 @@ async def _run(
                 accepting.cancel_scope.cancel()
             log.info("stopping", connections=len(listener.connections))
             await listener.drain(config.server.drain_s)
+            await _settle_last(gateway)
             nursery.cancel_scope.cancel()
+
+
+async def _settle_last(gateway: Gateway) -> None:
+    """Leave nothing in the outbox that the next start would have to look for."""
+    with trio.move_on_after(SETTLE_INTERVAL_S):
+        try:
+            await gateway.journal.durable(gateway.journal.records)
+            await gateway.recovery.settle()
+        except (HsmuxError, RecordError) as error:
+            log.warning("records of changes are left for the next start", error=str(error))
 
 
 async def _repeat(interval_s: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -36,6 +36,8 @@ PROFILE: Final = "dev"
 
 TOKEN_LABEL: Final = "hsmux-dev"
 TOKEN_TIMEOUT_S: Final = 30
+SEGMENT_BYTES: Final = 1 << 20
+"""Bytes of a segment of the audit log: two of them should not fill a laptop's temporary files."""
 
 SOFTHSM_MODULES: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -119,7 +121,7 @@ def _make_config(state: Path, port: int) -> Config:
     path = state / "hsmux.toml"
     text = (
         f'instance_dir = "{state}/instance"\n\n[server]\nlisten = ["127.0.0.1:{port}"]\n\n'
-        f'[health]\nlisten = "127.0.0.1:0"\n\n{root}'
+        f'[health]\nlisten = "127.0.0.1:0"\n\n[audit]\nsegment_bytes = {SEGMENT_BYTES}\n\n{root}'
     )
     write_file(path, text.encode())
     return load_config(path)

@@ -9,6 +9,9 @@ A change was decided on before it was made, and making it can take a while. So i
 when it goes to the store, and in its transaction the rows that decision rests on must be those it
 was made from: no change of somebody who lost a right follows the answer that took it.
 
+The record of a change is stored in its transaction too, so that no process can die between the two
+(see `audit.outbox`).
+
 While the transaction waits for its turn, cancellation and deadlines take it back: nothing is
 changed. Once it is begun they wait up to `PATIENCE_S` for its end, because that is the one answer
 that is true; a database that takes longer makes the outcome unknown.
@@ -24,6 +27,7 @@ have its answer.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import msgpack
@@ -52,7 +56,7 @@ from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
 
-__all__ = ["CONFLICTS", "Effects", "Permits", "presented"]
+__all__ = ["CONFLICTS", "ChangeRecords", "Effects", "Permits", "presented"]
 
 log = structlog.get_logger("hsmux.effects")
 
@@ -62,11 +66,27 @@ T = TypeVar("T")
 class Permits(Protocol):
     """Whether a call is allowed still."""
 
-    def require(self, call: Call) -> None:
-        """Decide once more, from memory; raises Denied or Unauthenticated."""
+    def require(self, call: Call, decided: Callable[[str], None]) -> None:
+        """Decide once more, from memory, and tell by what; raises Denied or Unauthenticated."""
 
     def require_unchanged(self, reader: Reader, call: Call, since: int) -> None:
         """Refuse a call whose decision, made at revision `since`, rests on rows that changed."""
+
+
+class ChangeRecords(Protocol):
+    """Where the records of changes are stored with them."""
+
+    def decided(self, call: Call, statement: str) -> None:
+        """Note what decided on a call when its change was made."""
+
+    def post(self, transaction: Transaction, call: Call, values: list[Any]) -> None:
+        """Store the record of a change, in its transaction."""
+
+    def stored(self, call: Call) -> None:
+        """Note that the change of a call is durable."""
+
+    def undone(self, call: Call) -> None:
+        """Note that the change of a call was not made."""
 
 
 RETRY_AFTER_MS: Final = 500
@@ -96,6 +116,9 @@ CONFLICTS: Final = {
 }
 """What a caller did to hit a rule of the store, in the caller's words."""
 
+UNDECIDED: Final = "access was changed while the change was made"
+"""Stands for a statement where the one that had allowed a change may not hold any more."""
+
 CHANGED_MEANWHILE: Final = "somebody else changed this meanwhile; look at it and ask again"
 
 
@@ -124,11 +147,18 @@ class Effects:
         writer: Groups writes.
         catalog: Brought up to date after every change.
         permits: Asked before every change of a call.
+        outbox: Takes the record of every change of a call.
     """
 
     def __init__(
-        self, store: Store, writer: StoreWriter, catalog: Catalog, permits: Permits
+        self,
+        store: Store,
+        writer: StoreWriter,
+        catalog: Catalog,
+        permits: Permits,
+        outbox: ChangeRecords,
     ) -> None:
+        self._outbox = outbox
         self._store = store
         self._writer = writer
         self._catalog = catalog
@@ -153,9 +183,15 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
+
+        def recorded(transaction: Transaction) -> list[Any]:
+            values = effect(transaction)
+            self._outbox.post(transaction, call, values)
+            return values
+
         token = call.options.get("idempotency_token")
         if token is None:
-            return await self.write_for(call, effect)
+            return await self._make(call, recorded)
         hashed = arguments_hash(call)
         access_point_id, name = call.principal.access_point_id, call.operation.name
 
@@ -163,7 +199,7 @@ class Effects:
             remembered = transaction.recall(access_point_id, name, token, hashed)
             if remembered is not None:
                 return _repeat(call, remembered)
-            values = effect(transaction)
+            values = recorded(transaction)
             memory: bytes = NOT_REPEATABLE + secret_of.encode()
             if not secret_of:
                 memory = msgpack.packb(write_fields(call.operation.results, tuple(values)))
@@ -171,7 +207,20 @@ class Effects:
             transaction.remember(access_point_id, name, token, hashed, memory, now_ms=at_ms)
             return values
 
-        return await self.write_for(call, work)
+        return await self._make(call, work)
+
+    async def _make(self, call: Call, work: Callable[[Transaction], list[Any]]) -> list[Any]:
+        """Do a work, and note what became of its record."""
+        try:
+            values = await self.write_for(call, work)
+        except errors.OutcomeUnknown:
+            # Whether the record is stored tells whether the change was made.
+            raise
+        except errors.HsmuxError:
+            self._outbox.undone(call)
+            raise
+        self._outbox.stored(call)
+        return values
 
     async def write_for(self, call: Call, work: Callable[[Transaction], T]) -> T:
         """Do a work that a call asks for, and bring the catalogue up to date.
@@ -179,11 +228,15 @@ class Effects:
         Raises:
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
-        self._permits.require(call)
+        self._permits.require(call, partial(self._outbox.decided, call))
         since = self._catalog.revision
 
         def permitted(transaction: Transaction) -> T:
-            self._permits.require_unchanged(transaction, call, since)
+            try:
+                self._permits.require_unchanged(transaction, call, since)
+            except errors.Busy:
+                self._outbox.decided(call, UNDECIDED)
+                raise
             return work(transaction)
 
         return await self._write(permitted, call.principal.access_point_id, is_own=False)

@@ -6,7 +6,8 @@ A call is decided, done and recorded, here and nowhere else:
 
     decide   `access.decision.decide`, a pure function of facts read from memory
     do       the operation's handler, found in a table by the operation's name
-    record   `audit.journal.Journal`; the front flushes it before it lets the answer leave
+    record   `audit.journal.Journal`; the front flushes it before it lets the answer leave. That of
+             a change is stored with the change as well (`audit.outbox`)
 
 A handler is an async method that takes the call and the operation's arguments under the names and
 in the order of the operation table, and returns the result values in the table's order. It raises
@@ -56,6 +57,7 @@ from .access.decision import CallFacts, Decision, decide_again, unknown_because
 from .access.permits import refuse_denied, refuse_stranger
 from .audit.calls import CallRecords
 from .audit.journal import Journal
+from .audit.outbox import Outbox
 from .audit.records import DONE
 from .call import Call, Outcome
 from .fairness import FairBudget
@@ -161,6 +163,7 @@ class Engine:
         memory: Remembers changes done under an idempotency token.
         journal: Takes the records; the front flushes it.
         records: Makes them.
+        outbox: Takes the records of calls that change something.
         metrics: Counts calls by operation and outcome.
         requests_max: Calls in work at most; more get Busy.
         runs: From `collect_runs`.
@@ -174,6 +177,7 @@ class Engine:
         memory: Memory,
         journal: Journal,
         records: CallRecords,
+        outbox: Outbox,
         metrics: Metrics,
         requests_max: int,
         runs: Mapping[str, RunHandler] | None = None,
@@ -185,6 +189,7 @@ class Engine:
         self._metrics = metrics
         self._in_work = FairBudget(requests_max)
         self._records = records
+        self._outbox = outbox
         self.journal = journal
 
     def __repr__(self) -> str:
@@ -337,6 +342,9 @@ class Engine:
     ) -> None:
         outcome = "done" if error is None else type(error).__name__
         self._metrics.count(call.operation.name, outcome, elapsed_ns)
+        changes = call.operation.changes
+        if changes:
+            statement = self._outbox.statement_of(call) or statement
         record = self._records.request(
             call,
             statement=statement,
@@ -344,7 +352,10 @@ class Engine:
             values=values,
             elapsed_us=elapsed_ns // 1000,
         )
-        self.journal.append(record)
+        if changes:
+            self._outbox.append(call, record)
+        else:
+            self.journal.append(record)
 
     def _record_run(
         self, calls: Sequence[Call], statement: str, answers: list[list[Any]], elapsed_ns: int

@@ -1,7 +1,7 @@
 """A gateway's parts over in-memory twins: for tests of one part that need the others around it."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from hsmux_gateway.keys.hsm_keys import HsmKeys
 from hsmux_gateway.keys.lifecycle_service import LifecycleService
 from hsmux_gateway.keys.material import Materials
 from hsmux_gateway.keys.reconciliation import Reconciliation
-from hsmux_gateway.store import Reader, Store, StoreWriter
+from hsmux_gateway.store import Reader, Store, StoreWriter, Transaction
 from hsmux_native import Arena
 from hsmux_protocol.operations import OPERATIONS
 from tests.gateway.store.sealer import AesSealer
@@ -27,11 +27,27 @@ PRINCIPAL = Principal(b"p" * 16, "tester", b"k" * 16, 2**50)
 class Permissive:
     """Permits every change: the parts are tried without access points in the store."""
 
-    def require(self, call: Call) -> None:
+    def require(self, call: Call, decided: Callable[[str], None]) -> None:
         """It is."""
 
     def require_unchanged(self, reader: Reader, call: Call, since: int) -> None:
         """It is not."""
+
+
+class Unrecorded:
+    """Takes the records of changes, and keeps none: the parts are tried without an audit log."""
+
+    def decided(self, call: Call, statement: str) -> None:
+        """Nothing is noted."""
+
+    def post(self, transaction: Transaction, call: Call, values: list[Any]) -> None:
+        """Nothing is stored."""
+
+    def stored(self, call: Call) -> None:
+        """Nothing is noted."""
+
+    def undone(self, call: Call) -> None:
+        """Nothing is noted."""
 
 
 class Parts:
@@ -45,7 +61,7 @@ class Parts:
             self.store.reseal(AesSealer(), lambda transaction: None)
         self.catalog = Catalog()
         self.writer = StoreWriter(self.store)
-        self.effects = Effects(self.store, self.writer, self.catalog, Permissive())
+        self.effects = Effects(self.store, self.writer, self.catalog, Permissive(), Unrecorded())
         self.materials = Materials(
             self.arena,
             self.arena.generate(),

@@ -19,6 +19,7 @@ from hsmux_gateway.access.decision import CallFacts
 from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.access.grants import Grants
 from hsmux_gateway.audit.journal import Journal
+from hsmux_gateway.audit.outbox import Outbox
 from hsmux_gateway.audit.segments import RecordError
 from hsmux_gateway.call import Call
 from hsmux_gateway.engine import Engine, collect_handlers
@@ -81,6 +82,7 @@ def make_engine(journal: Journal, handler: Handler, *, requests_max: int = 100) 
         memory=Forgetful(),
         journal=journal,
         records=RECORDS,
+        outbox=Outbox(journal, RECORDS),
         metrics=Metrics(),
         requests_max=requests_max,
     )

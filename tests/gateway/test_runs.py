@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hsmux_gateway.audit.journal import Journal
+from hsmux_gateway.audit.outbox import Outbox
 from hsmux_gateway.call import Call, Outcome
 from hsmux_gateway.engine import Engine, NotRecorded, collect_runs
 from hsmux_gateway.metrics import Metrics
@@ -191,6 +192,7 @@ def make_engine(journal: Journal, service: Doubling, identities: Everybody) -> E
         memory=Forgetful(),
         journal=journal,
         records=RECORDS,
+        outbox=Outbox(journal, RECORDS),
         metrics=Metrics(),
         requests_max=10,
         runs=collect_runs(service),

@@ -6,6 +6,7 @@ are, nothing is changed and the caller may try again, to be decided on by what i
 change of somebody who lost a right follows the answer to the change that took it.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from hsmux_protocol.errors import Busy, Denied, Unauthenticated
@@ -65,16 +66,22 @@ class Permits:
     def __init__(self, identities: Identities) -> None:
         self._identities = identities
 
-    def require(self, call: Call) -> None:
+    def require(self, call: Call, decided: Callable[[str], None]) -> None:
         """Decide once more, from memory.
+
+        Args:
+            call: What was decided on before.
+            decided: Is told by what it is decided now.
 
         Raises:
             Unauthenticated, Denied: It is not allowed any more.
             Unavailable: What is in memory is too old to decide on.
         """
         facts = self._identities.facts(call)
+        decision = decide_again(facts)
+        decided(decision.statement)
         refuse_stranger(facts)
-        refuse_denied(call, decide_again(facts))
+        refuse_denied(call, decision)
 
     def require_unchanged(self, reader: Reader, call: Call, since: int) -> None:
         """Refuse a call whose decision rests on rows that changed.

@@ -22,12 +22,16 @@ Checkpoints are stored one behind the other in one file. Each holds the hash of 
 signatures included, so that none can be taken out, doubled or exchanged. A stored checkpoint has
 one signature; one that comes from outside may carry others, and these are not looked at.
 
+A later checkpoint says all that an earlier one said, of longer chains. So the oldest are removed
+when the file has grown to `FILE_SIZE_MAX`; a record in a chain says so (see `retention`).
+
 Nothing here signs: `checkpoint_text` is what has to be signed, `sealed_note` puts the signature to
 it, and whoever has the key does what lies between.
 """
 
 import base64
 import binascii
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -40,10 +44,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from .segments import ChainEnd, SyncFailed
+from .layout import CHECKPOINTS_NEW
+from .segments import ChainEnd, SyncFailed, sync_directory
 
 __all__ = [
     "BEFORE_FIRST",
+    "FILE_SIZE_MAX",
     "NOTE_SIZE_MAX",
     "BadCheckpoint",
     "Checkpoint",
@@ -62,7 +68,13 @@ BEFORE_FIRST: Final = bytes(32)
 NOTE_SIZE_MAX: Final = 1 << 20
 """Bytes of a note: some 10,000 chains."""
 
+FILE_SIZE_MAX: Final = 4 << 20
+"""Bytes of the file of checkpoints, beyond which the older half of them goes: a day of records that
+never stop, or as many months as records come in days.
+"""
+
 _SIGNATURES_MAX: Final = 16
+_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _DASH: Final = "— "
 _NUMBER: Final = r"(0|[1-9][0-9]{0,18})"
 _HASH: Final = r"([A-Za-z0-9+/]{43}=)"
@@ -285,6 +297,7 @@ class CheckpointFile:
         key: Verifies the last one.
 
     Attributes:
+        first: The oldest checkpoint that is there, or None.
         last: The newest checkpoint, or None.
 
     Raises:
@@ -295,9 +308,11 @@ class CheckpointFile:
     def __init__(self, path: Path, key: ec.EllipticCurvePublicKey) -> None:
         self._key = key
         self._failed = False
+        self._path = path
+        self.first: Checkpoint | None = None
         self.last: Checkpoint | None = None
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._file = os.open(path, flags, 0o600)
+        path.with_name(CHECKPOINTS_NEW).unlink(missing_ok=True)
+        self._file = os.open(path, _FLAGS, 0o600)
         try:
             self._read(path)
         except BaseException:
@@ -308,14 +323,16 @@ class CheckpointFile:
         return f"CheckpointFile({self.last.number if self.last else 0} checkpoints)"
 
     def _read(self, path: Path) -> None:
-        note = before = b""
+        first = note = before = b""
         start = 0
         for start, one in split_notes(path):  # noqa: B007
+            first = first or one
             before, note = note, one
         if note and not _is_whole(note):
             os.ftruncate(self._file, start)
             note = before
         if note:
+            self.first = read_note(first, self._key, signatures_max=1)
             self.last = read_note(note, self._key, signatures_max=1)
         os.fsync(self._file)
 
@@ -354,7 +371,54 @@ class CheckpointFile:
             self._failed = True
             raise SyncFailed(f"a checkpoint is not durable: {error.strerror}") from None
         self.last = checkpoint
+        self.first = self.first or checkpoint
         return checkpoint
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return os.fstat(self._file).st_size
+
+    def older_half(self) -> Checkpoint | None:
+        """The last checkpoint of the older half of the file; None if there is no such half."""
+        found = None
+        for start, note in split_notes(self._path):
+            if start + len(note) > self.size // 2:
+                break
+            found = note
+        return None if found is None else read_note(found, self._key, signatures_max=1)
+
+    def remove(self, number: int) -> None:
+        """Remove the checkpoints up to one, after a record that says so is under a later one.
+
+        Raises:
+            OSError: They cannot be removed; the file is as it was.
+            SyncFailed: It is not known what is durable: this process must end.
+        """
+        new = self._path.with_name(CHECKPOINTS_NEW)
+        new.unlink(missing_ok=True)
+        assert self.first is not None
+        notes = itertools.islice(split_notes(self._path), number + 1 - self.first.number, None)
+        kept = [note for _, note in notes]
+        first = read_note(kept[0], self._key, signatures_max=1)
+        file = os.open(new, _FLAGS, 0o600)
+        try:
+            with new.open("wb") as writing:
+                writing.writelines(kept)
+            os.fsync(file)
+            os.rename(new, self._path)
+        except BaseException:
+            os.close(file)
+            new.unlink(missing_ok=True)
+            raise
+        self._file, old = file, self._file
+        os.close(old)
+        self.first = first
+        try:
+            sync_directory(self._path.parent)
+        except OSError as error:
+            self._failed = True
+            raise SyncFailed(f"checkpoints are not durable: {error.strerror}") from None
 
     def close(self) -> None:
         """Close the file."""

@@ -2,6 +2,7 @@
 
 DIR/key.pem                           public key of the checkpoints, for whoever copies it elsewhere
 DIR/checkpoints                       signed checkpoints, one behind the other
+DIR/checkpoints.new                   the same, shorter, while the oldest are being removed
 DIR/<chain, 32 hexadecimal digits>/   one chain of one process
     00000001.log, 00000002.log, ...   its segments
     next                              the next segment, empty: room that is already taken
@@ -14,6 +15,7 @@ from typing import Final
 
 __all__ = [
     "CHECKPOINTS",
+    "CHECKPOINTS_NEW",
     "PUBLIC_KEY",
     "SPARE",
     "chain_directories",
@@ -22,14 +24,16 @@ __all__ = [
     "segment_name",
     "segment_paths",
     "torn_name",
+    "torn_paths",
 ]
 
 CHECKPOINTS: Final = "checkpoints"
+CHECKPOINTS_NEW: Final = "checkpoints.new"
 PUBLIC_KEY: Final = "key.pem"
 SPARE: Final = "next"
 _CHAIN: Final = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SEGMENT: Final = re.compile(r"([0-9]{8})\.log", re.ASCII)
-_TORN: Final = re.compile(r"[0-9]{8}\.[0-9]{1,19}\.torn", re.ASCII)
+_TORN: Final = re.compile(r"([0-9]{8})\.[0-9]{1,19}\.torn", re.ASCII)
 
 
 def chain_of(directory: Path) -> bytes:
@@ -60,6 +64,12 @@ def segment_paths(directory: Path) -> dict[int, Path]:
         if match:
             found[int(match[1])] = path
     return dict(sorted(found.items()))
+
+
+def torn_paths(directory: Path, segment: int) -> list[Path]:
+    """What was cut off the segments of a chain up to one."""
+    found = ((path, _TORN.fullmatch(path.name)) for path in directory.iterdir())
+    return [path for path, match in found if match and int(match[1]) <= segment]
 
 
 def is_known(name: str) -> bool:

@@ -19,10 +19,19 @@ import msgspec
 
 from .chain import HEADER_SIZE, BadFrame, Place, parse_header, walk
 from .layout import chain_directories, segment_paths
-from .records import AnyRecord, MalformedRecord, Request, Run, export_record, read_record
+from .records import DONE, AnyRecord, MalformedRecord, Request, Run, export_record, read_record
 from .segments import mapped
 
-__all__ = ["Numbered", "UnreadableLog", "covers", "export", "json_line", "last_records", "matching"]
+__all__ = [
+    "Numbered",
+    "UnreadableLog",
+    "covers",
+    "done_after",
+    "export",
+    "json_line",
+    "last_records",
+    "matching",
+]
 
 Numbered = tuple[str, int, AnyRecord]
 """A chain in hexadecimal, a record's number in it, and the record."""
@@ -78,6 +87,30 @@ def last_records(directory: Path, count: int) -> list[Numbered]:
         found += newest
     found.sort(key=lambda numbered: numbered[2].at_ms)
     return found[-count:] if count else []
+
+
+def done_after(directory: Path, sequence: int) -> set[str]:
+    """The references of requests that were done, in a chain behind a record.
+
+    Args:
+        directory: The chain's own.
+        sequence: Segments that end with this record or before are not read.
+
+    Raises:
+        UnreadableLog, OSError: As for `export`.
+    """
+    wanted: list[Path] = []
+    for path in reversed(segment_paths(directory).values()):
+        wanted.append(path)
+        with mapped(path) as data:
+            if parse_header(data).sequence <= sequence:
+                break
+    return {
+        record.reference
+        for path in reversed(wanted)
+        for _, number, record in _read_segment(path)
+        if number > sequence and isinstance(record, Request) and record.outcome == DONE
+    }
 
 
 def covers(record: AnyRecord, reference: str) -> bool:

@@ -37,9 +37,11 @@ __all__ = [
     "RECORD_SIZE_MAX",
     "TEXT_MAX",
     "AnyRecord",
+    "CheckpointsRetired",
     "ClockJump",
     "Flood",
     "MalformedRecord",
+    "Recovered",
     "Request",
     "Retired",
     "RollbackAccepted",
@@ -279,7 +281,49 @@ class RollbackAccepted(_Record, frozen=True, array_like=True, tag=9):
     anchored_ms: _Moment
 
 
-AnyRecord = Start | Stop | Request | Run | Torn | Flood | Retired | ClockJump | RollbackAccepted
+class Recovered(Request, frozen=True, array_like=True, tag=10):
+    """The record of a change that was made, and whose process did not live to append it.
+
+    What it took is not known, so `elapsed_us` is 0.
+
+    Attributes:
+        made_ms: When the change was made; `at_ms` is when this record was.
+        chain: The chain that it was meant for, 16 bytes.
+    """
+
+    kind = "recovered"
+
+    made_ms: _Moment
+    chain: _Identifier
+
+
+class CheckpointsRetired(_Record, frozen=True, array_like=True, tag=11):
+    """The oldest checkpoints are being removed: later ones hold what they held.
+
+    Attributes:
+        number: The last checkpoint that goes.
+        digest: SHA-256 of it.
+    """
+
+    kind = "checkpoints_retired"
+
+    number: _Count
+    digest: _Hash
+
+
+AnyRecord = (
+    Start
+    | Stop
+    | Request
+    | Run
+    | Torn
+    | Flood
+    | Retired
+    | ClockJump
+    | RollbackAccepted
+    | Recovered
+    | CheckpointsRetired
+)
 
 KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     1: Start,
@@ -291,6 +335,8 @@ KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     7: Retired,
     8: ClockJump,
     9: RollbackAccepted,
+    10: Recovered,
+    11: CheckpointsRetired,
 }
 """Every kind by its number."""
 
@@ -346,6 +392,7 @@ def _key_id(key_id: bytes) -> str:
 
 _EXPORTED: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "at_ms": ("at", _moment),
+    "made_ms": ("made_at", _moment),
     "first_ms": ("first_at", _moment),
     "last_ms": ("last_at", _moment),
     "anchored_ms": ("anchored_at", _moment),
@@ -357,6 +404,7 @@ _EXPORTED: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "context": ("context", bytes.hex),
     "digest": ("digest", bytes.hex),
     "head": ("head", bytes.hex),
+    "chain": ("meant_for", bytes.hex),
 }
 """Fields whose name or value is another one in JSON."""
 

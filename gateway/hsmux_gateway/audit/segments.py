@@ -28,8 +28,8 @@ When something goes wrong:
 
 A segment gets its header before it gets its name, so a file with a segment's name has a header.
 
-Threads: `append` and `remove` belong to one thread, `sync` and `prepare` to one other. The lock is
-held while files change hands, never during a write or a sync.
+Threads: `append` belongs to one thread, `sync` and `prepare` to one other, `past` and `remove` to a
+third. The lock is held while files change hands, never during a write or a sync.
 """
 
 import contextlib
@@ -56,7 +56,15 @@ from .chain import (
     walk,
     write_header,
 )
-from .layout import SPARE, chain_directories, chain_of, segment_name, segment_paths, torn_name
+from .layout import (
+    SPARE,
+    chain_directories,
+    chain_of,
+    segment_name,
+    segment_paths,
+    torn_name,
+    torn_paths,
+)
 from .records import MalformedRecord, read_record
 
 __all__ = [
@@ -73,8 +81,10 @@ __all__ = [
     "RecordError",
     "Room",
     "SyncFailed",
+    "lock_log",
     "mapped",
     "open_chain",
+    "sync_directory",
 ]
 
 SEGMENT_SIZE: Final = 16 * 1024 * 1024
@@ -169,7 +179,8 @@ def mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
             yield data
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
@@ -188,7 +199,7 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 
 def _lock(directory: Path) -> int | None:
-    """A descriptor that holds the chain's lock, or None if another process has it."""
+    """A descriptor that holds a directory's lock, or None if another process has it."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -196,6 +207,19 @@ def _lock(directory: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
+
+
+def lock_log(root: Path) -> int | None:
+    """A descriptor that holds a log for one gateway, or None if another one has it.
+
+    Args:
+        root: The directory of the audit log; made if it is not there.
+
+    Raises:
+        OSError: The directory cannot be used.
+    """
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _lock(root)
 
 
 def _beginning(path: Path) -> tuple[Header, int | None]:
@@ -235,7 +259,7 @@ def open_chain(
     else:
         directory = root / secrets.token_hex(16)
         directory.mkdir(mode=0o700)
-        _sync_directory(root)
+        sync_directory(root)
         lock = _lock(directory)
         if lock is None:
             raise ChainDamaged(f"{directory} was taken by another process")
@@ -333,7 +357,7 @@ class ChainWriter:
             if torn or is_short:
                 self._cut_off(torn)
             os.fdatasync(self._file)
-            _sync_directory(self._directory)
+            sync_directory(self._directory)
         except BaseException:
             os.close(self._file)
             raise
@@ -487,7 +511,7 @@ class ChainWriter:
                 os.close(old)
             os.fdatasync(file)
             if renamed:
-                _sync_directory(self._directory)
+                sync_directory(self._directory)
         except OSError as error:
             self._failed = True
             raise SyncFailed(f"the audit log is not durable: {error.strerror}") from None
@@ -496,28 +520,37 @@ class ChainWriter:
 
     # Retention
 
-    def past(self, before_ms: int, checkpointed: int) -> Past | None:
-        """The oldest segments that nobody needs any more.
+    def past(self, before_ms: int, checkpointed: int, size_max: int = 0) -> Past | None:
+        """The oldest segments that nobody needs any more; never the present one.
 
         Args:
             before_ms: All their records were made before that moment.
             checkpointed: All their records are covered by a checkpoint that goes to this record.
+            size_max: Bytes that all segments may take: beyond that they may be younger; 0: any.
         """
         segments = segment_paths(self._directory)
-        found = None
+        sizes = {number: path.stat().st_size for number, path in segments.items()}
+        size, found = sum(sizes.values()), None
         for number, path in segments.items():
             try:
                 header, first_ms = _beginning(path)
             except (BadFrame, MalformedRecord):
                 break
-            if first_ms is None or first_ms >= before_ms or header.sequence - 1 > checkpointed:
+            if header.sequence - 1 > checkpointed:
                 break
-            if number - 1 in segments:
-                found = Past(number - 1, header.sequence - 1, header.head)
+            if number - 1 not in segments:
+                continue
+            is_old = first_ms is not None and first_ms < before_ms
+            if not (is_old or 0 < size_max < size):
+                break
+            found = Past(number - 1, header.sequence - 1, header.head)
+            size -= sizes[number - 1]
         return found
 
     def remove(self, past: Past) -> None:
-        """Remove segments, after a `retired` record that names them is durable.
+        """Remove segments, after a `retired` record that names them is under a checkpoint.
+
+        In order, so that what a crash leaves is a part that the record names too.
 
         Raises:
             OSError: They cannot be removed.
@@ -525,7 +558,9 @@ class ChainWriter:
         for number, path in segment_paths(self._directory).items():
             if number <= past.segment < self._segment:
                 path.unlink()
-        _sync_directory(self._directory)
+        for path in torn_paths(self._directory, past.segment):
+            path.unlink()
+        sync_directory(self._directory)
 
     def close(self) -> None:
         """Make everything durable and let the chain go.

@@ -6,6 +6,7 @@ shorter by somebody. While the key is away, records are written all the same, an
 holds them too.
 """
 
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -36,6 +37,11 @@ class CheckpointSigner:
         journal: Of the chain.
         deployment: 16 bytes.
         open_key: The private key, for one signature; using it blocks.
+        lock: The descriptor that holds the log for this gateway; closed with the signer.
+
+    Attributes:
+        file: Where checkpoints are stored; whoever else changes it holds `turn`.
+        turn: Whoever changes the file has it.
     """
 
     def __init__(
@@ -44,14 +50,17 @@ class CheckpointSigner:
         journal: Journal,
         deployment: bytes,
         open_key: Callable[[], ec.EllipticCurvePrivateKey],
+        lock: int,
     ) -> None:
-        self._file = file
+        self.file = file
+        self.turn = trio.Lock()
+        self._lock = lock
         self._journal = journal
         self._deployment = deployment
         self._open_key = open_key
 
     def __repr__(self) -> str:
-        return f"CheckpointSigner({self._file!r})"
+        return f"CheckpointSigner({self.file!r})"
 
     async def sign(self) -> None:
         """Sign what is durable, if there is something new.
@@ -59,21 +68,28 @@ class CheckpointSigner:
         Raises:
             SyncFailed: The process must end.
         """
-        chain = self._journal.chain
-        last = self._file.last
-        if last is not None and last.chains.get(chain.chain) == chain.synced:
-            return
-        try:
-            await trio.to_thread.run_sync(self._sign, chain.synced)
-        except (TokenError, NoRoom, OSError) as error:
-            log.warning("no checkpoint of the audit log this time", error=str(error))
+        async with self.turn:
+            end = self._journal.chain.synced
+            if self.covered == end.sequence and self.file.last is not None:
+                return
+            try:
+                await trio.to_thread.run_sync(self._sign, end)
+            except (TokenError, NoRoom, OSError) as error:
+                log.warning("no checkpoint of the audit log this time", error=str(error))
+
+    @property
+    def covered(self) -> int:
+        """The last record of the chain that a checkpoint holds; 0 if none does."""
+        last = self.file.last
+        end = None if last is None else last.chains.get(self._journal.chain.chain)
+        return 0 if end is None else end.sequence
 
     def _sign(self, end: ChainEnd) -> None:
         at_ms = now_ms()
-        text = self._file.text(self._deployment, at_ms, {self._journal.chain.chain: end})
+        text = self.file.text(self._deployment, at_ms, {self._journal.chain.chain: end})
         key = self._open_key()
         der = key.sign(text, ec.ECDSA(hashes.SHA256()))
-        self._file.append(sealed_note(text, self._deployment, key.public_key(), der))
+        self.file.append(sealed_note(text, self._deployment, key.public_key(), der))
 
     async def sign_for_ever(self) -> None:
         """Sign every `INTERVAL_S`; runs for ever.
@@ -86,5 +102,6 @@ class CheckpointSigner:
             await self.sign()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file, and let others have the log."""
+        self.file.close()
+        os.close(self._lock)

@@ -7,15 +7,16 @@ Three things hold a log together, and each is checked on its own:
 * in a chain every record holds what came before it: a record that was changed, dropped, doubled
   or exchanged, and a byte that was changed anywhere, is the first that does not follow;
 * each segment follows from the one before it, has its full size, and is empty behind its end;
-  the first one begins the chain, or a `retired` record names exactly what is gone;
-* signed checkpoints follow each other, and say how far each chain went and with which head.
+  the first one begins the chain, or a `retired` record under a checkpoint names what is gone;
+* signed checkpoints follow each other, and say how far each chain went and with which head; the
+  first one has number 1, or a `checkpoints_retired` record under a checkpoint names what is gone.
 
 What a chain alone cannot tell is that its end is missing, or that all of it was written anew by
 somebody who can write the files. Up to the last checkpoint the checkpoints tell; behind it, and if
 the newest checkpoints were removed together with the records, only a checkpoint from outside does.
 So the report says of every chain how many records are behind the last checkpoint, and takes an
 older checkpoint to compare: the log must contain it or, if the checkpoint is newer, is found to be
-shorter.
+shorter. One that is older than all that are there is held against the chains themselves.
 
 Everything is read as a stream: segments are mapped, checkpoints are read once to be verified and
 once for each chain, so memory does not grow with the log. Nothing is written and no network, store,
@@ -49,8 +50,16 @@ from .chain import (
     zeroes_from,
 )
 from .checkpoints import BEFORE_FIRST, BadCheckpoint, Checkpoint, read_note, split_notes
-from .layout import CHECKPOINTS, PUBLIC_KEY, chain_directories, chain_of, is_known, segment_paths
-from .records import MalformedRecord, Retired, read_record
+from .layout import (
+    CHECKPOINTS,
+    CHECKPOINTS_NEW,
+    PUBLIC_KEY,
+    chain_directories,
+    chain_of,
+    is_known,
+    segment_paths,
+)
+from .records import CheckpointsRetired, MalformedRecord, Retired, read_record
 from .segments import ChainEnd, mapped
 
 __all__ = ["PROBLEMS_MAX", "ChainReport", "Problem", "Report", "verify"]
@@ -209,7 +218,10 @@ class _Verification:
         self.report = Report()
         self._directory = directory
         self._key = key
+        self._first: Checkpoint | None = None
         self._last: Checkpoint | None = None
+        self._count = 0
+        self._before: Checkpoint | None = None
         self._older: Checkpoint | None = None
 
     def _wrong(self, what: str, **place: Any) -> None:
@@ -223,16 +235,19 @@ class _Verification:
         compared = self._read_older(older) if older is not None else None
         path = self._directory / CHECKPOINTS
         notes = split_notes(path) if path.exists() else iter(())
-        for number, (offset, note) in enumerate(notes, 1):
+        for offset, note in notes:
             try:
                 checkpoint = read_note(note, self._key, signatures_max=1)
-                _check_follows(checkpoint, number, self._last)
+                _check_follows(checkpoint, self._last)
             except BadCheckpoint as error:
+                number = self._last.number + 1 if self._last else 1
                 self._wrong(str(error), sequence=number, file=CHECKPOINTS, offset=offset)
                 break
-            if compared is not None and number == compared.number:
+            if compared is not None and checkpoint.number == compared.number:
                 self._compare(compared, checkpoint)
+            self._first = self._first or checkpoint
             self._last = checkpoint
+            self._count += 1
         last = self._last
         if last is None:
             self._wrong("there are no checkpoints: nothing says that the records are all")
@@ -243,13 +258,17 @@ class _Verification:
                 sequence=compared.number,
                 file=_OUTSIDE,
             )
+        if compared is not None and self._first and compared.number < self._first.number:
+            self._before = compared
+            if compared.deployment != self._first.deployment:
+                self._wrong("it is of another deployment", file=_OUTSIDE)
         self._note(last or compared)
 
     def _note(self, last: Checkpoint | None) -> None:
         if last is not None:
             self.report.deployment = last.deployment.hex()
         if self._last is not None:
-            self.report.checkpoints = self._last.number
+            self.report.checkpoints = self._count
             self.report.checkpoint_at_ms = self._last.at_ms
 
     def _read_older(self, note: bytes) -> Checkpoint | None:
@@ -266,10 +285,12 @@ class _Verification:
 
     def _anchors(self, chain: bytes) -> Iterator[ChainEnd]:
         """How far checkpoints say that a chain goes, in order; those that were verified alone."""
+        if self._before is not None and chain in self._before.chains:
+            yield self._before.chains[chain]
         if self._last is not None:
             pattern = re.compile(rb"^chain %s ([0-9]+) (\S+)$" % chain.hex().encode(), re.MULTILINE)
             notes = split_notes(self._directory / CHECKPOINTS)
-            for _, note in itertools.islice(notes, self._last.number):
+            for _, note in itertools.islice(notes, self._count):
                 found = pattern.search(note)
                 if found:
                     yield ChainEnd(int(found[1]), base64.b64decode(found[2]))
@@ -282,29 +303,61 @@ class _Verification:
         """Verify every chain, that none is missing and that there is nothing else."""
         directories = chain_directories(self._directory)
         there = {chain_of(directory) for directory in directories}
-        signed = set[bytes]().union(*(one.chains for one in (self._last, self._older) if one))
+        signed = set[bytes]().union(
+            *(one.chains for one in (self._before, self._last, self._older) if one)
+        )
         for chain in sorted((signed | set(expected)) - there):
             self._wrong("the whole chain is missing", chain=chain.hex())
-        known = {CHECKPOINTS, PUBLIC_KEY, *(directory.name for directory in directories)}
+        known = {
+            CHECKPOINTS,
+            CHECKPOINTS_NEW,
+            PUBLIC_KEY,
+            *(directory.name for directory in directories),
+        }
         for name in sorted(path.name for path in self._directory.iterdir()):
             if name not in known:
                 self._wrong("this is no part of the log", file=name)
+        told: CheckpointsRetired | None = None
         for directory in directories:
             anchors = self._anchors(chain_of(directory))
+            reading = _Chain(directory, self.report, anchors, progress)
             try:
-                _Chain(directory, self.report, anchors, progress).read()
+                reading.read()
             except _Bad as bad:
                 place = asdict(bad.problem)
                 self._wrong(place.pop("what"), **place)
+            gone = reading.checkpoints_gone
+            if gone is not None and (told is None or told.number < gone.number):
+                told = gone
+        self._check_first(told)
+
+    def _check_first(self, told: CheckpointsRetired | None) -> None:
+        """Whether checkpoints that are not there were removed on purpose."""
+        first = self._first
+        if first is None or first.number == 1:
+            return
+        gone = first.number - 1
+        is_told = told is not None and told.number >= gone
+        if told is not None and told.number == gone:
+            is_told = told.digest == first.previous
+        if not is_told:
+            self._wrong(
+                f"checkpoints up to {gone} are missing and no record says that they were retired",
+                sequence=1,
+                file=CHECKPOINTS,
+                offset=0,
+            )
 
 
-def _check_follows(checkpoint: Checkpoint, number: int, last: Checkpoint | None) -> None:
-    if checkpoint.number != number:
-        raise BadCheckpoint(f"its number is {checkpoint.number}: others are missing")
-    if checkpoint.previous != (last.digest if last else BEFORE_FIRST):
-        raise BadCheckpoint("it does not follow from the checkpoint before it")
+def _check_follows(checkpoint: Checkpoint, last: Checkpoint | None) -> None:
     if last is None:
+        if checkpoint.number == 1 and checkpoint.previous != BEFORE_FIRST:
+            raise BadCheckpoint("it does not begin a log")
         return
+    if checkpoint.number != last.number + 1:
+        raise BadCheckpoint(f"its number is {checkpoint.number}: others are missing")
+    if checkpoint.previous != last.digest:
+        raise BadCheckpoint("it does not follow from the checkpoint before it")
     if checkpoint.deployment != last.deployment:
         raise BadCheckpoint("it is of another deployment")
     for chain, end in last.chains.items():
@@ -312,6 +365,9 @@ def _check_follows(checkpoint: Checkpoint, number: int, last: Checkpoint | None)
         if now is None or now.sequence < end.sequence:
             raise BadCheckpoint(f"chain {chain.hex()} was longer at the checkpoint before it")
 
+
+_RETIRING: Final = (Retired, CheckpointsRetired)
+"""Records that say what was removed on purpose."""
 
 _NEVER: Final = ChainEnd(2**64, b"")
 """Stands for the next checkpoint where there is none."""
@@ -329,6 +385,8 @@ class _Chain:
         self._all = report
         self._progress = progress
         self._gone: ChainEnd | None = None
+        self._told_at: int | None = None
+        self._retired: list[tuple[int, CheckpointsRetired]] = []
         self._name = ""
         self.report = ChainReport(directory.name)
         report.chains.append(self.report)
@@ -360,11 +418,21 @@ class _Chain:
                 f" record {self._due.sequence}",
                 self.report.last + 1,
             )
-        if self._gone is not None:
+        if self._gone is not None and not self._is_covered(self._told_at):
             raise self._bad(
-                f"the records up to {self._gone.sequence} are missing and no record says that they"
-                " were retired"
+                f"the records up to {self._gone.sequence} are missing and no record under a"
+                " checkpoint says that they were retired"
             )
+
+    def _is_covered(self, sequence: int | None) -> bool:
+        """Whether a record is held by a checkpoint: behind it anybody can write anything."""
+        return sequence is not None and sequence <= self.report.checkpointed
+
+    @property
+    def checkpoints_gone(self) -> CheckpointsRetired | None:
+        """The newest record that says which checkpoints were removed."""
+        held = [record for sequence, record in self._retired if self._is_covered(sequence)]
+        return held[-1] if held else None
 
     def _read_segment(self, number: int, data: bytes | mmap, end: ChainEnd | None) -> ChainEnd:
         header = self._header(number, data, end)
@@ -376,8 +444,8 @@ class _Chain:
             for frame in walk(data, Place(header.sequence, header.head, offset)):
                 sequence, stop, body, head = frame
                 record = read_record(body)
-                if record.__class__ is Retired:
-                    self._note_retired(record)
+                if record.__class__ in _RETIRING:
+                    self._note_retired(sequence, record)
                 if sequence == due:
                     due = self._meet(ChainEnd(sequence, head))
                 offset = stop
@@ -425,9 +493,14 @@ class _Chain:
         self._meet(end)
         return end
 
-    def _note_retired(self, record: Retired) -> None:
-        if self._gone == (record.sequence, record.head):
-            self._gone = None
+    def _note_retired(self, sequence: int, record: Any) -> None:
+        if isinstance(record, CheckpointsRetired):
+            self._retired.append((sequence, record))
+        elif self._gone is not None:
+            # What a crash left of the removal is less than the record names.
+            is_told = record.sequence > self._gone.sequence
+            if is_told or (record.sequence, record.head) == self._gone:
+                self._told_at = self._told_at or sequence
 
     def _meet(self, end: ChainEnd) -> int:
         """Hold the chain against the checkpoints that go to this record, or before what is there.

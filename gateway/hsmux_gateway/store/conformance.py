@@ -37,6 +37,7 @@ from .rows import (
     KeyVersionRow,
     MtlsBindingRow,
     NetworkRuleRow,
+    OutboxRow,
     PolicyRow,
     RootRow,
     Row,
@@ -124,6 +125,7 @@ def sample_rows() -> list[Row]:
             _NOW_MS + 60_000,
         ),
         IdempotencyRow(_ACCESS_POINT, "create_key", b"t" * 16, b"h" * 32, b"result", _NOW_MS),
+        OutboxRow(b"x" * 16, b"c" * 16, 7, _NOW_MS, b"record"),
     ]  # fmt: skip
 
 
@@ -346,6 +348,21 @@ def _check_intents(store: Store, make_sealer: MakeSealer) -> None:
         lambda: store.write(lambda t: t.extend_intent(intents[1].intent_id, "you", _NOW_MS)),
     ):
         assert _refused(Conflict, late).what == "intents"
+
+
+def _check_outbox(store: Store, make_sealer: MakeSealer) -> None:
+    seal_store(store, make_sealer())
+    rows = [OutboxRow(bytes([n]) * 16, bytes([n % 2]) * 16, n, n, b"record") for n in range(5)]
+    _insert_all(store, rows)
+
+    def left(reader: Reader) -> list[list[int]]:
+        found = (reader.outbox_of(bytes([n]) * 16, limit=9) for n in range(2))
+        return [[row.sequence for row in of] for of in (*found, reader.expired_outbox(2, limit=9))]
+
+    assert store.read(left) == [[0, 2, 4], [1, 3], [0, 1]]
+    for _ in range(2):
+        store.write(methodcaller("settle_outbox", [rows[0].outbox_id, rows[3].outbox_id]))
+        assert store.read(left) == [[2, 4], [1], [1]]
 
 
 def _check_counters(store: Store, make_sealer: MakeSealer) -> None:
@@ -574,6 +591,7 @@ STORE_CHECKS: Final[tuple[Check, ...]] = (
     _check_idempotency,
     _check_purge,
     _check_intents,
+    _check_outbox,
     _check_counters,
     _check_followers_miss_nothing,
     _check_snapshot,

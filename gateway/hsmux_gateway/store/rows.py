@@ -35,6 +35,7 @@ __all__ = [
     "ACCESS_POINTS",
     "ALIASES",
     "AUDIT_KEY",
+    "AUDIT_OUTBOX",
     "CA_KEY",
     "CLIENT_KEYS",
     "COUNTERS",
@@ -71,6 +72,7 @@ __all__ = [
     "KeyVersionRow",
     "MtlsBindingRow",
     "NetworkRuleRow",
+    "OutboxRow",
     "PolicyRow",
     "RootRow",
     "Row",
@@ -375,6 +377,25 @@ class IdempotencyRow(Row, frozen=True):
     row_revision: int = 0
 
 
+class OutboxRow(Row, frozen=True):
+    """The audit record of a change, stored with the change, until it is durable in a chain.
+
+    Attributes:
+        chain: The chain it belongs into; who has that chain open appends it.
+        sequence: A record of that chain which was written before it.
+        lease_until_ms: After that, anybody may append it to a chain of his own.
+        record: The record's body.
+    """
+
+    hidden = ("record",)
+    outbox_id: bytes
+    chain: bytes
+    sequence: int
+    lease_until_ms: int
+    record: bytes
+    row_revision: int = 0
+
+
 class SettingRow(Row, frozen=True):
     """A named value of the deployment; `secret` is kept only inside the seal."""
 
@@ -408,7 +429,7 @@ class Table(Generic[R]):
         secret: Columns that are kept only inside the seal, the last of the struct.
         json: Clear columns that hold a map of texts and are stored as canonical JSON.
         references: Columns that name the row of another table by its primary key, and that table.
-        indexed: Columns that rows are found by, or below a bound of.
+        indexed: Columns that rows are found by, equal to a value or below a bound.
         followed: Whether processes keep its rows in memory and follow its changes.
     """
 
@@ -504,6 +525,13 @@ IDEMPOTENCY: Final = Table(
     ("access_point_id", "operation", "token"),
     indexed=("created_at_ms",),
 )
+AUDIT_OUTBOX: Final = Table(
+    "audit_outbox",
+    OutboxRow,
+    ("outbox_id",),
+    secret=("record",),
+    indexed=("chain", "lease_until_ms"),
+)
 
 TABLES: Final[tuple[Table[Any], ...]] = (
     DEPLOYMENT,
@@ -524,6 +552,7 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     COUNTERS,
     INTENTS,
     IDEMPOTENCY,
+    AUDIT_OUTBOX,
 )
 """All tables, each after those it refers to."""
 

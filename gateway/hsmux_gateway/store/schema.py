@@ -20,9 +20,9 @@ __all__ = [
     "sql_table",
 ]
 
-SCHEMA_VERSION: Final = "0002"
+SCHEMA_VERSION: Final = "0003"
 """The newest migration."""
-OLDER_VERSIONS: Final[tuple[str, ...]] = ("0001",)
+OLDER_VERSIONS: Final[tuple[str, ...]] = ("0001", "0002")
 """The migrations before it, which `hsmux store migrate` starts from."""
 
 SEAL_COLUMNS: Final = ("row_revision", "row_kek_id", "row_sealed")

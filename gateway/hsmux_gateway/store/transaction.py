@@ -1,7 +1,8 @@
-"""What a piece of work can do in a store: checked reads, compare-and-swap writes, and the three
-helpers that have to share a transaction with an effect (idempotency, intents, counters).
+"""What a piece of work can do in a store: checked reads, compare-and-swap writes, and the
+helpers that have to share a transaction with an effect (idempotency, intents, counters, records).
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from .backend import Rows
 from .errors import Conflict
 from .rows import (
+    AUDIT_OUTBOX,
     COUNTERS,
     DEPLOYMENT,
     IDEMPOTENCY,
@@ -18,6 +20,7 @@ from .rows import (
     IdempotencyRow,
     IntentRow,
     Key,
+    OutboxRow,
     Row,
     Table,
     Value,
@@ -88,6 +91,16 @@ class Reader:
         """The intents whose lease has ended, which anybody may reconcile."""
         found = self._rows.find(INTENTS, {}, below=("lease_until_ms", now_ms))
         return [self._seals.load(INTENTS, stored) for stored in found]
+
+    def outbox_of(self, chain: bytes, *, limit: int) -> list[OutboxRow]:
+        """Audit records of changes that belong into a chain."""
+        return self.select(OutboxRow, limit=limit, chain=chain)
+
+    def expired_outbox(self, now_ms: int, *, limit: int) -> list[OutboxRow]:
+        """Audit records of changes whose lease has ended, which anybody may append."""
+        below = ("lease_until_ms", now_ms)
+        found = self._rows.find(AUDIT_OUTBOX, {}, below=below, limit=limit)
+        return [self._seals.load(AUDIT_OUTBOX, stored) for stored in found]
 
 
 class Transaction(Reader):
@@ -228,6 +241,13 @@ class Transaction(Reader):
         if intent is None:
             raise Conflict(INTENTS.name, _FINISHED)
         return intent
+
+    def settle_outbox(self, outbox_ids: Iterable[bytes]) -> None:
+        """Forget audit records that are durable in a chain; those that are gone are forgotten."""
+        for outbox_id in outbox_ids:
+            stored = self._rows.fetch(AUDIT_OUTBOX, (outbox_id,))
+            if stored is not None:
+                self._remove(AUDIT_OUTBOX, stored)
 
     def lease_counter(self, key_id: bytes, version: int, amount: int) -> int:
         """Lease the next `amount` uses of a key version; returns how many were leased before.

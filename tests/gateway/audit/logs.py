@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -12,8 +13,10 @@ from hsmux_gateway.audit.checkpoints import CheckpointFile, sealed_note
 from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, segment_paths
 from hsmux_gateway.audit.records import (
     AnyRecord,
+    CheckpointsRetired,
     ClockJump,
     Flood,
+    Recovered,
     Request,
     Retired,
     RollbackAccepted,
@@ -86,6 +89,8 @@ def every_kind() -> list[AnyRecord]:
         Retired(AT_MS, 1, 1000, b"h" * 32),
         ClockJump(AT_MS, -3_600_000),
         RollbackAccepted(AT_MS, 90, 100, AT_MS - 60_000),
+        Recovered(**msgspec.structs.asdict(request(2)), made_ms=AT_MS - 5000, chain=b"C" * 16),
+        CheckpointsRetired(AT_MS, 12, b"d" * 32),
     ]
 
 

@@ -405,7 +405,8 @@ def test_checkpoints_removed_changed_reordered(log: Path) -> None:
         path.write_bytes(b"".join(notes[:index] + notes[index + 1 :]))
         assert _named(log) == (index + 1, CHECKPOINTS)
         path.write_bytes(b"".join([*notes[:index], notes[index + 1], notes[index], *notes[2:]]))
-        assert _named(log) == (index + 1, CHECKPOINTS)
+        # A file may begin later on purpose, so there what comes next does not follow.
+        assert _named(log) == (index + 1 if index else 3, CHECKPOINTS)
         path.write_bytes(b"".join([*notes[: index + 1], *notes[index:]]))
         assert _named(log) == (index + 2, CHECKPOINTS)
     path.write_bytes(b"")

@@ -15,7 +15,14 @@ import psycopg
 import pytest
 import sqlalchemy as sa
 
-from hsmux_gateway.store import AliasRow, SchemaMismatch, Store, StoreUnavailable, UnsafeStore
+from hsmux_gateway.store import (
+    AliasRow,
+    OutboxRow,
+    SchemaMismatch,
+    Store,
+    StoreUnavailable,
+    UnsafeStore,
+)
 from hsmux_gateway.store.opening import migrate_database
 from hsmux_gateway.store.rows import TABLES
 from hsmux_gateway.store.schema import (
@@ -127,11 +134,14 @@ def test_migrating_a_current_store_changes_nothing(url: str, created: Created) -
 def test_a_store_of_the_first_version_is_migrated(url: str, created: Created) -> None:
     created(url).close()
     _execute(url, "DROP TABLE mtls_bindings")
+    _execute(url, "DROP TABLE audit_outbox")
     _execute(url, "UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(SchemaMismatch, match="hsmux store migrate"):
         Store.open(url)
     assert migrate_database(url) == ("0001", SCHEMA_VERSION)
-    Store.open(url).close()
+    store = Store.open(url)
+    assert store.read(lambda reader: reader.select(OutboxRow)) == []
+    store.close()
 
 
 def test_another_format_is_refused(url: str, created: Created) -> None:
