@@ -33,6 +33,7 @@ from .access.safeguards import Safeguards
 from .anchor import AuditEnd, make_keeper
 from .audit.calls import CallRecords
 from .audit.checkpoints import BadCheckpoint, CheckpointFile
+from .audit.explain_service import ExplainService
 from .audit.journal import Journal
 from .audit.layout import CHECKPOINTS
 from .audit.outbox import Outbox
@@ -227,6 +228,7 @@ class Gateway:
         administration = AdministrationService(
             self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX), safeguards
         )
+        explain = ExplainService(self.catalog, self._rules, _log_directory(base))
         policies = PolicyService(self.catalog, self._rules, self.effects, safeguards)
         status = StatusService(
             self.catalog,
@@ -239,7 +241,7 @@ class Gateway:
             self.anchor.age_s,
         )
         return Engine(
-            collect_handlers(*services, self._lifecycle, administration, policies, status),
+            collect_handlers(*services, self._lifecycle, administration, policies, explain, status),
             identities=self._identities,
             memory=self.effects,
             journal=self.journal,

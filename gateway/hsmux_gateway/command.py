@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 import structlog
 import trio
 
+from .audit.commands import explained as audit_explain
 from .audit.commands import export_lines as audit_export
 from .audit.commands import match_lines as audit_match
 from .audit.commands import tail_lines as audit_tail
@@ -32,6 +33,7 @@ from .store_commands import status as store_status
 
 __all__ = [
     "administrator",
+    "audit_explain",
     "audit_export",
     "audit_match",
     "audit_tail",

@@ -32,6 +32,7 @@ from .results import (
     ClientKey,
     Decrypted,
     Encrypted,
+    Explanation,
     IssuedClientKey,
     Key,
     NetworkRule,
@@ -57,6 +58,7 @@ __all__ = [
     "delete_policy",
     "encrypt",
     "end_of",
+    "explain_reference",
     "following_page",
     "generate_random",
     "list_access_points",
@@ -438,6 +440,28 @@ def show_policy(name: str) -> Call[Policy]:
 def delete_policy(name: str) -> Call[Policy]:
     """Remove a policy."""
     return make_call("delete_policy", _one(_policy), name)
+
+
+def explain_reference(reference: str) -> Call[Explanation]:
+    """What was decided of a request."""
+
+    def convert(values: list[Any]) -> Explanation:
+        point, operation, resource, outcome, statement, policy, text, since, now = values[1:10]
+        return Explanation(
+            _moment(values[0]),
+            point,
+            operation,
+            resource,
+            outcome,
+            statement,
+            policy,
+            text,
+            since,
+            now,
+            tuple(values[10]),
+        )
+
+    return make_call("explain_reference", convert, reference)
 
 
 def test_policy(

@@ -10,6 +10,7 @@ __all__ = [
     "ClientKey",
     "Decrypted",
     "Encrypted",
+    "Explanation",
     "IssuedClientKey",
     "Key",
     "NetworkRule",
@@ -210,6 +211,38 @@ class PolicyDecision:
 
     allowed: bool
     statement: str
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was decided of a request, and what would be now.
+
+    Attributes:
+        at: When it was recorded, UTC.
+        access_point: Who asked.
+        operation: What for.
+        resource: What it was about, as the caller named it.
+        outcome: "done", or the name of the error the caller got.
+        statement: What decided then.
+        policy: The policy of that statement; empty if none decided.
+        text: The statement as it is now, JSON; empty if it is not there.
+        since: What became of it since: "same", "changed" (its policy was put again), "gone", or
+            "none" if none decided.
+        statement_now: What would decide now, of a caller with a good client key and no context.
+        missing: What the statements that could allow it now want.
+    """
+
+    at: datetime.datetime
+    access_point: str
+    operation: str
+    resource: str
+    outcome: str
+    statement: str
+    policy: str
+    text: str
+    since: str
+    statement_now: str
     missing: tuple[str, ...]
 
 

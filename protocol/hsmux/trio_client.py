@@ -32,6 +32,7 @@ from .results import (
     ClientKey,
     Decrypted,
     Encrypted,
+    Explanation,
     IssuedClientKey,
     Key,
     NetworkRule,
@@ -606,6 +607,21 @@ class TrioClient:
         """
         call = _calls.test_policy(access_point, operation, resource, context, address, size)
         return await self._perform(call, timeout_s)
+
+    async def explain_reference(
+        self, reference: str, *, timeout_s: float | None = None
+    ) -> Explanation:
+        """What was decided of a request that has left a reference, and what would be now.
+
+        Args:
+            reference: From a refusal or an answer of this gateway, or its log.
+            timeout_s: Seconds.
+
+        Raises:
+            NotFound: The gateway that was asked has no such record, or only an older one.
+            InvalidArgument: It is no reference.
+        """
+        return await self._perform(_calls.explain_reference(reference), timeout_s)
 
     async def put_network_rule(
         self,

@@ -678,6 +678,30 @@ _TABLE: Final = (
         plane="control",
         command="status",
     ),
+    Operation(
+        120,
+        "explain_reference",
+        "What was decided of a request that has left a reference, by which statement, and what is "
+        "missing.",
+        (Field("reference", Text(64, 1)),),
+        (
+            Field("at_ms", _TIME),
+            Field("access_point", Text(1024)),
+            Field("operation", Text(NAME_SIZE_MAX)),
+            Field("resource", Text(1024)),
+            Field("outcome", Text(NAME_SIZE_MAX)),
+            Field("statement", Text(1024)),
+            Field("policy", Text(1024)),
+            Field("text", Text(DOCUMENT_SIZE_MAX)),
+            Field("since", Choice(("same", "changed", "gone", "none"))),
+            Field("statement_now", Text(1024)),
+            Field("missing", Array(Text(1024), 64)),
+        ),
+        permission="explain_reference",
+        plane="control",
+        roles=("access-admin", "auditor"),
+        command="policy explain",
+    ),
 )
 
 OPERATIONS: Final[dict[str, Operation]] = {operation.name: operation for operation in _TABLE}

@@ -43,6 +43,7 @@ CALLS: dict[str, Call[Any]] = {
     "list_policies": _calls.list_policies(b""),
     "delete_policy": _calls.delete_policy("p"),
     "test_policy": _calls.test_policy("a", "encrypt", "alias/a", {"a": "b"}, "::1", 5),
+    "explain_reference": _calls.explain_reference("r5f3a91c07b2e-1"),
     "put_network_rule": _calls.put_network_rule("n", ["10.0.0.0/8"]),
     "show_network_rule": _calls.show_network_rule("n"),
     "list_network_rules": _calls.list_network_rules(b""),

@@ -165,6 +165,14 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
             *(["one KEK seal"], [TOKEN_RECORD]),
         ),
     ),
+    "explain_reference": OperationExample(
+        ("r5f3a91c07b2e-1",),
+        (
+            *(1_700_000_000_000, "ledger", "encrypt", "alias/orders", "Denied"),
+            *("denied by crypto statement 1", "crypto", "{}", "same"),
+            *("denied by crypto statement 1", ["crypto statement 2: wants smaller data"]),
+        ),
+    ),
 }
 
 FRAME_EXAMPLES: Final[dict[str, Frame]] = {

@@ -61,6 +61,7 @@ SECTIONS: Final[dict[str, tuple[Entry, ...]]] = {
         Entry("policy show", "policies", "show", "Show one policy with its document."),
         Entry("policy delete", "policies", "delete", "Remove an unused policy."),
         Entry("policy test", "policies", "test", "Say what would be decided, and why."),
+        Entry("policy explain", "policies", "explain", "Say why a request was decided so."),
         Entry("network-rule put", "networks", "put", "Make a network rule, or replace it."),
         Entry("network-rule list", "networks", "list_network_rules", "List network rules."),
         Entry("network-rule show", "networks", "show", "Show one network rule."),

@@ -14,7 +14,7 @@ from .patterns import Index, Resource, parse_pattern
 from .policy import Policy, Statement, permissions_of
 from .windows import Window, parse_window
 
-__all__ = ["NO_GRANTS", "Grants", "Rule", "compile_grants"]
+__all__ = ["NO_GRANTS", "Grants", "Rule", "compile_grants", "title_of"]
 
 
 class Rule(NamedTuple):
@@ -67,7 +67,7 @@ class Grants:
     def __init__(self, policies: Mapping[str, Policy], networks: Mapping[str, Networks]) -> None:
         self.remembered: dict[tuple[str, Resource | None], Any] = {}
         written = [
-            (_rule(f"{name} {_title(number, statement)}", statement, networks), statement)
+            (_rule(f"{name} {title_of(number, statement)}", statement, networks), statement)
             for name, policy in policies.items()
             for number, statement in enumerate(policy.statements)
         ]
@@ -114,7 +114,8 @@ class Grants:
 NOTHING: Final = frozenset[str]()
 
 
-def _title(number: int, statement: Statement) -> str:
+def title_of(number: int, statement: Statement) -> str:
+    """How explanations name a statement of a policy; `number` counts from 0."""
     return f"statement {statement.name or number + 1}"
 
 

@@ -52,7 +52,7 @@ def refuse_denied(call: Call, decision: Decision) -> None:
         Denied: It is not allowed.
     """
     if not decision.allowed:
-        what = f"{call.operation.permission} {name_of(call)}".rstrip()
+        what = f"{call.operation.name} {name_of(call)}".rstrip()
         raise Denied(f"access point {call.principal.access_point} may not {what}")
 
 

@@ -48,6 +48,7 @@ __all__ = [
     "extend",
     "first_head",
     "parse_header",
+    "skim",
     "walk",
     "write_header",
     "zeroes_from",
@@ -205,6 +206,24 @@ def walk(data: bytes | mmap, place: Place) -> Iterator[Frame]:
         yield sequence, end, body, head
         sequence += 1
         offset = end
+
+
+def skim(data: bytes | mmap, sequence: int) -> Iterator[tuple[int, bytes]]:
+    """The records of a segment, not checked in any way: their numbers and bodies.
+
+    Args:
+        data: The segment.
+        sequence: Of its first record.
+    """
+    offset, size, length_of = HEADER_SIZE, len(data), _LENGTH.unpack_from
+    while offset <= size - _LENGTH_SIZE:
+        (length,) = length_of(data, offset)
+        start = offset + _LENGTH_SIZE
+        offset = start + length + HEAD_SIZE
+        if not 0 < length <= RECORD_SIZE_MAX or offset > size:
+            return
+        yield sequence, data[start : start + length]
+        sequence += 1
 
 
 def end_of_chain(data: bytes | mmap, place: Place) -> tuple[Place, bool]:

@@ -10,12 +10,15 @@ from typing import Any, Final
 
 from ..errors import OperatorError
 from .checkpoints import load_public_key
+from .lookup import decided_by, find_in_segment, is_reference, newest_segments
 from .reading import Numbered, UnreadableLog, export, json_line, last_records, matching
+from .records import export_record
 from .verify import Report, verify
 
 __all__ = [
     "EXIT_INTEGRITY",
     "EXIT_NOT_FOUND",
+    "explained",
     "export_lines",
     "match_lines",
     "tail_lines",
@@ -29,6 +32,9 @@ EXIT_NOT_FOUND: Final = 3
 """Exit code: no record has this reference."""
 
 _EXIT_USAGE: Final = 2
+
+_EXPLAINED: Final = ("at", "access_point", "operation", "resource", "outcome", "statement")
+"""Of a record, what explains a decision; a run has no outcome, since all of it was done."""
 
 
 def _lines(records: Iterator[Numbered]) -> Iterator[bytes]:
@@ -80,6 +86,27 @@ def match_lines(directory: Path, reference: str) -> Iterator[bytes]:
     if not found:
         text = f"audit: no record in {directory} has the reference {reference}"
         raise OperatorError(text, exit_code=EXIT_NOT_FOUND)
+
+
+def explained(directory: Path, reference: str) -> dict[str, Any]:
+    """What a log alone says of the decision on a request.
+
+    Raises:
+        OperatorError: There is no record of it, or the log cannot be read.
+    """
+    if not is_reference(reference):
+        raise OperatorError(f"audit: {reference[:64]!r} is no reference", exit_code=_EXIT_USAGE)
+    for path in newest_segments(_log_at(directory)):
+        found = find_in_segment(path, reference)
+        if found is not None:
+            decided = decided_by(found.record)
+            told = export_record(found.record)
+            kept = {name: told.get(name, "done") for name in _EXPLAINED}
+            policy = "" if decided is None else decided.policy
+            place = {"chain": found.chain, "sequence": found.sequence}
+            return {**kept, "policy": policy, **place}
+    text = f"audit: no record in {directory} has the reference {reference}"
+    raise OperatorError(text, exit_code=EXIT_NOT_FOUND)
 
 
 def verified(

@@ -1,7 +1,8 @@
-"""`hsmux policy put|show|list|delete|test`."""
+"""`hsmux policy put|show|list|delete|test|explain`."""
 
 import json
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -12,12 +13,13 @@ from ..failure import EXIT_USAGE, Failure
 from ..output import record_of, show_list, show_record
 from ..settings import FILE, Settings, verb
 from ..source import pairs_of, read_input
+from .border import gateway_command
 from .connection import connect
 
 if TYPE_CHECKING:
     from hsmux import Policy
 
-__all__ = ["delete", "list_policies", "put", "show", "test"]
+__all__ = ["delete", "explain", "list_policies", "put", "show", "test"]
 
 COLUMNS: Final = ("name", "statements", "access_points", "updated_at", "description")
 EXIT_DENIED: Final = 4
@@ -155,3 +157,34 @@ def test(
     show_record(record_of(decision), settings)
     if not decision.allowed:
         raise SystemExit(EXIT_DENIED)
+
+
+@verb(
+    "explain",
+    "hsmux policy explain r5f3a91c07b2e-1",
+    "hsmux policy explain r5f3a91c07b2e-1 --directory /var/lib/hsmux/instance/audit",
+)
+@click.argument("reference", metavar="REFERENCE")
+@click.option(
+    "--directory",
+    metavar="DIRECTORY",
+    type=click.Path(path_type=Path),
+    help="An audit log or a copy of it, instead of asking the gateway.",
+)
+@click.pass_obj
+def explain(settings: Settings, reference: str, directory: Path | None) -> None:
+    """Say why a request was decided so.
+
+    A refusal names a REFERENCE. The gateway looks it up in its audit log: who asked what, which
+    statement of which policy decided, how that statement reads now and whether its policy was
+    put since (`since`), what would be decided now, and what is missing. Without a gateway, the
+    audit log alone tells what was decided.
+    """
+    if directory is not None:
+        with gateway_command() as command:
+            found = command.audit_explain(directory, reference)
+        show_record(found, settings)
+        return
+    with connect(settings) as client:
+        explanation = client.explain_reference(reference, timeout_s=settings.timeout_s)
+    show_record(record_of(explanation), settings)
