@@ -15,7 +15,7 @@ chain takes over, after the lease, it is there twice at most, and the second one
 record that says which chain it was meant for.
 
 A change whose outcome its caller could not wait for has the record that says so, and its row says
-what became of it: if it is there after the lease, the change was made.
+what became of it: if there is one, however late, the change was made and is recovered.
 
 What was decided when the change was made is noted here too: a request that was allowed when it was
 taken, and denied when it went to the store, is recorded with the statement that denied it.
@@ -35,10 +35,14 @@ from .calls import CallRecords
 from .journal import Journal
 from .records import DONE, Request, write_record
 
-__all__ = ["LEASE_MS", "Outbox"]
+__all__ = ["LEASE_MS", "UNWAITED", "Outbox"]
 
 LEASE_MS: Final = 60_000
 """Milliseconds after which a gateway that shares the store appends what is left of another."""
+
+
+UNWAITED: Final = "allowed, and its caller did not wait for the end"
+"""Stands for the statement of a change that is made when its call is over."""
 
 
 @dataclass(slots=True)
@@ -90,10 +94,11 @@ class Outbox:
             call: Who asked for it.
             values: What it is answered.
         """
-        note = self._notes.setdefault(call.reference, _Note())
+        note = self._notes.get(call.reference)
+        statement = UNWAITED if note is None else note.statement
         # What it took is not known yet.
         record = self._records.request(
-            call, statement=note.statement, outcome=DONE, values=values, elapsed_us=0
+            call, statement=statement, outcome=DONE, values=values, elapsed_us=0
         )
         chain = self._journal.chain
         row = OutboxRow(
@@ -103,13 +108,16 @@ class Outbox:
             now_ms() + LEASE_MS,
             write_record(record),
         )
-        self._rows[row.outbox_id] = None
-        note.outbox_id, note.record = row.outbox_id, record
+        if note is not None:
+            self._rows[row.outbox_id] = None
+            note.outbox_id, note.record = row.outbox_id, record
         transaction.insert(row)
 
     def stored(self, call: Call) -> None:
         """Note that the change of a call is durable."""
-        self._notes.setdefault(call.reference, _Note()).is_stored = True
+        note = self._notes.get(call.reference)
+        if note is not None:
+            note.is_stored = True
 
     def undone(self, call: Call) -> None:
         """Note that the change of a call was not made."""
@@ -129,7 +137,11 @@ class Outbox:
         """Append the record of a call to the journal, and that of its change if it says less."""
         note = self._notes.pop(call.reference, None)
         number = self._journal.append(record)
-        if note is None or note.record is None or not note.is_stored:
+        if note is None or note.record is None:
+            return
+        if not note.is_stored:
+            # If the row comes to be after all, it is nobody's.
+            self._rows.pop(note.outbox_id, None)
             return
         if record.outcome != DONE:
             number = self._journal.append(note.record)
@@ -137,11 +149,9 @@ class Outbox:
 
     # Rows
 
-    def has_taken(self, row: OutboxRow, now_ms: int) -> bool:
-        """Whether this process has appended the record of a row, or still may do so."""
-        if row.outbox_id not in self._rows:
-            return False
-        return self._rows[row.outbox_id] is not None or now_ms < row.lease_until_ms
+    def has_taken(self, outbox_id: bytes) -> bool:
+        """Whether this process has appended the record of a row, or still will do so."""
+        return outbox_id in self._rows
 
     def take_over(self, outbox_id: bytes, number: int) -> None:
         """Note that the record of a row was appended to the journal under a number."""

@@ -81,12 +81,18 @@ class Recovery:
         at_ms = now_ms()
         chains = [chain_of(directory) for directory in chain_directories(self._directory)]
         found = await self._effects.read(partial(_left, chains=chains, at_ms=at_ms))
-        rows = [row for row in found if not self._outbox.has_taken(row, at_ms)]
+        rows = [row for row in found if not self._outbox.has_taken(row.outbox_id)]
         if not rows:
             return 0
         there = await trio.to_thread.run_sync(self._recorded, rows)
         ids = [row.outbox_id for row in there]
         lost = [row for row in rows if row.outbox_id not in ids]
+        if ids:
+            await self._effects.write(lambda transaction: transaction.settle_outbox(ids))
+        return len(ids) + (await self._append(lost) if lost else 0)
+
+    async def _append(self, lost: list[OutboxRow]) -> int:
+        """Append the records of rows, as far as they can be made this process's own; how many."""
         ours = await self._effects.write(partial(self._take_over, rows=lost))
         for row in ours:
             self._outbox.take_over(row.outbox_id, self._journal.append(_recovered(row, lost)))
@@ -96,9 +102,7 @@ class Recovery:
                 self._journal.flush()
             except RecordError as error:
                 log.error("recovered audit records wait for room", error=str(error))
-        await self._effects.write(lambda transaction: transaction.settle_outbox(ids))
-        self._outbox.forget(ids)
-        return len(ours) + len(ids)
+        return len(ours)
 
     def _recorded(self, rows: list[OutboxRow]) -> list[OutboxRow]:
         """The rows whose records are in a chain of this log."""

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from hsmux_gateway.audit.checkpoints import load_public_key
+from hsmux_gateway.audit.layout import chain_directories
 from hsmux_gateway.audit.verify import verify
 from tests.gateway import running as running_module
 from tests.gateway.journals import records_in
 from tests.gateway.raw_client import RawClient, client_context, connect
-from tests.gateway.running import Running, running_gateway
+from tests.gateway.running import Running, running_gateway, write_config
+from tests.postgresql import postgresql_cluster, postgresql_url
+
+__all__ = ["postgresql_cluster", "postgresql_url"]
 
 ROUNDS = [pytest.param(3, id="few"), pytest.param(200, id="many", marks=pytest.mark.long)]
 DOCUMENT = '{"statements": [{"effect": "allow", "role": "auditor", "resources": ["*"]}]}'
@@ -106,6 +110,48 @@ def test_a_kill_at_a_border(
         assert _made(running.directory / "audit")["made"] == is_there
         assert running.stop() == 0
         _check_whole(running, tmp_path)
+
+
+IMPATIENT = """
+from hsmux_gateway.audit import outbox
+outbox.LEASE_MS = 500
+from hsmux_gateway import daemon
+daemon.RECOVER_INTERVAL_S = 0.1
+"""
+
+
+def test_a_gateway_on_the_same_store_records_what_another_did_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, postgresql_url: str
+) -> None:
+    program = running_module.PROGRAM
+    configs = [_shared_config(tmp_path / name, postgresql_url) for name in ("first", "second")]
+    monkeypatch.setattr(running_module, "PROGRAM", IMPATIENT + program)
+    with running_gateway(configs[1]) as two:
+        dying = IMPATIENT + DYING + BORDERS["after the commit"]
+        monkeypatch.setattr(running_module, "PROGRAM", dying + program)
+        with running_gateway(configs[0]) as one:
+            with contextlib.suppress(*LOST):
+                with connect(one.address, client_context(one.administrator)) as client:
+                    client.call("put_policy", "made", DOCUMENT)
+            assert one.process.wait(10) == -signal.SIGKILL
+        (chain,) = chain_directories(one.directory / "audit")
+        pause = threading.Event()
+        for _ in range(400):
+            told = [r for r in records_in(two.directory / "audit") if r["kind"] == "recovered"]
+            if told:
+                break
+            pause.wait(0.05)
+        assert [(r["resource"], r["meant_for"]) for r in told] == [("made", chain.name)]
+        assert two.stop() == 0
+
+
+def _shared_config(directory: Path, url: str) -> Path:
+    directory.mkdir()
+    config = write_config(directory, f'[store]\nurl = "{url}"\npoll_ms = 100\n')
+    # The root file is what the gateways share beside the store.
+    text = config.read_text().replace(f"{directory}/root.key", f"{directory.parent}/root.key")
+    config.write_text(text)
+    return config
 
 
 class _Load(threading.Thread):

@@ -13,7 +13,7 @@ from hsmux_gateway import effects as effects_module
 from hsmux_gateway.access.first_policies import EVERYTHING
 from hsmux_gateway.access.grants import Grants
 from hsmux_gateway.audit import recovery as recovery_module
-from hsmux_gateway.audit.outbox import LEASE_MS, Outbox
+from hsmux_gateway.audit.outbox import LEASE_MS, UNWAITED, Outbox
 from hsmux_gateway.audit.recovery import Recovery
 from hsmux_gateway.audit.segments import SyncFailed
 from hsmux_gateway.call import Call
@@ -261,13 +261,27 @@ async def test_a_change_that_was_committed_too_late_is_on_record_in_the_end(
         monkeypatch.setattr(life.effects, "write_for", written_unknown)
         with pytest.raises(OutcomeUnknown):
             await life.put("late")
-        await life.recovery.recover()
         life.journal.flush()
         assert life.told() == [("request", "late", "OutcomeUnknown")]
-        later = now_ms() + LEASE_MS + 1
-        monkeypatch.setattr(recovery_module, "now_ms", lambda: later)
+        assert repr(life.outbox) == "Outbox(0 rows)"
+        for _ in range(2):
+            await life.recovery.recover()
+            assert life.told()[1:] == [("recovered", "late", "done")]
+
+
+async def test_a_change_that_begins_when_its_call_is_over_is_on_record(
+    tmp_path: Path, store: Store
+) -> None:
+    """A store that hangs: its caller was told that the outcome is unknown before anything began."""
+    async with living(tmp_path, store) as life:
+        call = make_call("put_policy", "late", DOCUMENT)
+        life.outbox.decided(call, "allowed by p statement 1")
+        record = RECORDS.request(call, statement="", outcome=97, values=[], elapsed_us=1)
+        life.outbox.append(call, record)
+        await life.effects.write(lambda transaction: life.outbox.post(transaction, call, []))
         await life.recovery.recover()
-        assert life.told()[1:] == [("recovered", "late", "done")]
+        assert [kind for kind, *_ in life.told()] == ["request", "recovered"]
+        assert records_in(tmp_path)[-1]["statement"] == UNWAITED
 
 
 class Changed:

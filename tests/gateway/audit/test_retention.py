@@ -269,3 +269,11 @@ def test_two_gateways_do_not_share_a_log(tmp_path: Path) -> None:
     with running_gateway(one), pytest.raises(RuntimeError, match="in use by another gateway"):
         with running_gateway(two):
             pass
+
+
+def test_segments_have_the_size_that_is_configured(tmp_path: Path) -> None:
+    config = write_config(tmp_path, f"[audit]\nsegment_bytes = {SEGMENT_SIZE_MIN}\n")
+    with running_gateway(config) as running:
+        (chain,) = chain_directories(running.directory / "audit")
+        files = [path for path in chain.iterdir() if path.is_file()]
+        assert {path.stat().st_size for path in files} == {SEGMENT_SIZE_MIN}

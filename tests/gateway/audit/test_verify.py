@@ -4,10 +4,12 @@ Two kinds of attacker: one who changes files, and one who also computes the chai
 change, which only checkpoints can tell.
 """
 
+import copy
 import mmap
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,10 +28,10 @@ from hsmux_gateway.audit.chain import (
     zeroes_from,
 )
 from hsmux_gateway.audit.checkpoints import CheckpointFile, split_notes
-from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, segment_paths
+from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, chain_of, segment_paths
 from hsmux_gateway.audit.records import write_record
-from hsmux_gateway.audit.segments import SEGMENT_SIZE_MIN, open_chain
-from hsmux_gateway.audit.verify import Report, verify
+from hsmux_gateway.audit.segments import SEGMENT_SIZE_MIN, ChainEnd, open_chain
+from hsmux_gateway.audit.verify import Report, _Bad, _Chain, _Verification, verify
 
 from .logs import DEPLOYMENT, KEY, PUBLIC_KEY, add_checkpoint, appended, make_log, request, signed
 
@@ -150,6 +152,18 @@ def test_every_byte_of_every_record(original: Path) -> None:
     assert count > RECORDS * (FRAME_OVERHEAD + 100)
 
 
+class _Bit(random.Random):
+    """Chooses one bit always."""
+
+    def __init__(self, bit: int) -> None:
+        super().__init__()
+        self._mask = 1 << bit
+
+    def randint(self, a: int, b: int) -> int:
+        """The mask of the bit."""
+        return self._mask
+
+
 def _spoil(path: Path, at: int, chosen: random.Random) -> Iterator[None]:
     """Change one byte of a file for a moment."""
     with path.open("r+b") as file:
@@ -184,12 +198,76 @@ def test_every_byte_of_a_small_log(small: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", range(8))
+@pytest.mark.parametrize("bit", range(8))
+def test_every_bit_of_a_small_log(small: Path, bit: int) -> None:
+    """The same, one bit at a time: what a disk does."""
+    places = [(segment.path, segment.used) for segment in _segments(small)]
+    places.append((small / CHECKPOINTS, (small / CHECKPOINTS).stat().st_size))
+    for path, used in places:
+        for at in range(used):
+            for _ in _spoil(path, at, _Bit(bit)):
+                assert not _verified(small).ok, (path, at)
+    assert _verified(small).ok
+
+
+class Resumed:
+    """The verifier at the beginning of a segment, to be asked again and again what it finds there.
+
+    Segments before it are as they were, and the verifier has read them by its own code; it believes
+    nothing behind the first thing that is wrong. So what it finds here is what a whole verification
+    finds, and where it finds nothing here, a whole verification is asked.
+    """
+
+    def __init__(self, log: Path, number: int) -> None:
+        self.log = log
+        (directory,) = chain_directories(log)
+        self.paths = segment_paths(directory)
+        self.number = number
+        verification = _Verification(log, PUBLIC_KEY)
+        verification.read_checkpoints(None)
+        anchors = iter(list(verification._anchors(chain_of(directory))))
+        self._chain = _Chain(directory, verification.report, anchors, lambda records: None)
+        self._end: ChainEnd | None = None
+        for before in range(1, number):
+            data = self.paths[before].read_bytes()
+            self._end = self._chain._read_segment(before, data, self._end)
+
+    def finds(self, data: bytes | mmap.mmap) -> bool:
+        """Whether something is found in other bytes of the segment, or else in the whole log."""
+        chain = copy.copy(self._chain)
+        chain._anchors = copy.copy(self._chain._anchors)
+        chain.report = replace(self._chain.report)
+        chain._all = replace(self._chain._all, chains=[])
+        try:
+            chain._read_segment(self.number, data, self._end)
+        except _Bad:
+            return True
+        path = self.paths[self.number]
+        kept = path.read_bytes()
+        path.write_bytes(bytes(data))
+        try:
+            return not _verified(self.log).ok
+        finally:
+            path.write_bytes(kept)
+
+
+PARTS: Final = 8
+each_part = pytest.mark.parametrize("part", range(PARTS))
+
+
+@pytest.mark.long
+@each_part
 def test_every_byte_of_a_log(log: Path, part: int) -> None:
     chosen = random.Random(part)
-    for segment in _segments(log):
-        for at in range(part, len(segment.data), 8):
-            assert _is_found(log, segment.path, at, chosen), (segment.path, at)
+    for number, segment in enumerate(_segments(log), 1):
+        resumed = Resumed(log, number)
+        with mmap.mmap(-1, len(segment.data)) as data:
+            data[:] = segment.data
+            assert not resumed.finds(data)
+            for at in range(part, len(data), PARTS):
+                data[at] ^= chosen.randint(1, 255)
+                assert resumed.finds(data), (segment.path, at)
+                data[at] = segment.data[at]
 
 
 def test_a_changed_byte_names_its_record(log: Path) -> None:
@@ -310,7 +388,8 @@ def test_a_chain_written_anew_everywhere(log: Path) -> None:
 # Truncation
 
 
-def _truncated(log: Path, step: int) -> None:
+def test_truncations(log: Path) -> None:
+    step = 1009
     for segment in _segments(log):
         size = len(segment.data)
         cuts = {*range(0, segment.used, step), *segment.places[:: 1 + step // 10], size - 1}
@@ -325,13 +404,17 @@ def _truncated(log: Path, step: int) -> None:
     assert _verified(log).ok
 
 
-def test_truncations(log: Path) -> None:
-    _truncated(log, 1009)
-
-
 @pytest.mark.long
-def test_every_truncation(log: Path) -> None:
-    _truncated(log, 1)
+@each_part
+def test_every_truncation(log: Path, part: int) -> None:
+    """Each length, and each length made as long as before by zeroes."""
+    for number, segment in enumerate(_segments(log), 1):
+        resumed = Resumed(log, number)
+        for at in range(part, len(segment.data), PARTS):
+            cut = segment.data[:at]
+            assert resumed.finds(cut), (segment.path, at)
+            if at < segment.used:
+                assert resumed.finds(cut.ljust(len(segment.data), b"\0")), (segment.path, at)
 
 
 def test_a_shortened_chain_is_called_so(log: Path) -> None:
