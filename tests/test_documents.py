@@ -167,7 +167,11 @@ PLACES = frozenset(
         *("/var/lib/hsmux/tls/server.pem", "/var/lib/hsmux/tls/server.key"),
         *("/var/lib/hsmux/instance", "/var/lib/hsmux/instance/store.db"),
         *("/var/lib/hsmux/instance/administrator", "/var/lib/hsmux/instance/audit/key.pem"),
-        "/var/lib/hsmux/billing",
+        *(
+            "/var/lib/hsmux/billing",
+            "/etc/hsmux/corporate-roots.pem",
+            "/etc/hsmux/spire-bundle.pem",
+        ),
     }
 )
 """Where a gateway on a machine of its own has what; install.md makes the directories."""

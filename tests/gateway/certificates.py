@@ -65,6 +65,7 @@ class Identity:
         key = self.key.private_bytes(
             encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+        private_key.touch(mode=0o600)
         private_key.write_bytes(key)
 
     def context(self, ca: Path, directory: Path) -> ssl.SSLContext:

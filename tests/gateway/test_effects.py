@@ -34,7 +34,7 @@ from tests.gateway.parts import PRINCIPAL, Parts, make_call, running_parts
 from tests.gateway.store.sealer import AesSealer
 
 TOKEN = b"0123456789abcdef"
-CALLERS_TABLES = {"access_points", "client_keys", "aliases"}
+CALLERS_TABLES = {"access_points", "client_keys", "aliases", "mtls_bindings"}
 """Tables whose names and keys callers choose."""
 
 

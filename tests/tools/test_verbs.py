@@ -306,7 +306,7 @@ class TestAccess:
         words = (*renew, "--csr", "request", "--out", "third", "--force")
         assert run(*words).exit_code == 0 and not (tmp_path / "third.key").exists()
         assert ("force", None) in deployment.calls
-        check_refused(run(*words), 2, "third.pem is there already")
+        check_refused(run(*words), 6, "third.pem is there already")
         check_refused(run(*renew), 2, "--out PREFIX")
         check_refused(run("client-key", "renew", "--csr", "request"), 2, "--out PREFIX")
         assert len(deployment.client_keys) == 3

@@ -324,7 +324,7 @@ def test_what_ends_is_shown(running: Running, admin: RawClient) -> None:
     before = admin.call("show_status")[7]
     admin.call("create_client_key", make_point(admin).name, None, 30)
     status = admin.call("show_status")
-    expiry, warnings = status[7], status[8]
+    expiry, warnings = status[7], status[9]
     assert expiry.client_keys_ending == before.client_keys_ending + 1
     assert expiry.client_keys_ended == 0
     assert any(f"not renewed: {expiry.client_keys_ending}" in text for text in warnings)

@@ -78,7 +78,7 @@ def test_a_refusal_is_explained(running: Running, admin: RawClient, tmp_path: Pa
         assert (told["resource"], told["outcome"]) == (alias, "Denied")
         assert (told["statement"], told["since"]) == ("no statement allows it", "none")
         assert told["statement_now"] == "no statement allows it"
-        assert told["missing"] == [f"{policy} statement 1: wants smaller data"]
+        assert told["missing"] == [f"{policy} statement 1: wants data of at most 4 bytes"]
 
         # Denied by a statement, then the policy is put again, then it is gone.
         deny = {"effect": "deny", "operations": ["encrypt"], "resources": [alias]}
@@ -97,7 +97,7 @@ def test_a_refusal_is_explained(running: Running, admin: RawClient, tmp_path: Pa
         assert told["statement_now"] == f"allowed by {policy} statement 1" and not told["missing"]
 
         # Who is not accepted any more is told so.
-        admin.call("update_access_point", point.name, None, "Disabled", [], [], [], [])
+        admin.call("update_access_point", point.name, None, "Disabled", [], [], [], [], [], [])
         told = _explained(admin, reference)
         assert told["statement_now"] == "the access point is not enabled"
 

@@ -162,7 +162,7 @@ def test(
 @verb(
     "explain",
     "hsmux policy explain r5f3a91c07b2e-1",
-    "hsmux policy explain r5f3a91c07b2e-1 --directory /var/lib/hsmux/instance/audit",
+    "hsmux policy explain r5f3a91c07b2e-1 --directory /var/log/hsmux",
 )
 @click.argument("reference", metavar="REFERENCE")
 @click.option(
