@@ -207,6 +207,7 @@ class Connection:
         self._closing = trio.CancelScope(shield=True)
         self._receiving = trio.CancelScope()
         self._received_at = 0.0
+        self._rested_ns = 0
         self._frame_began: float | None = None
         self._unauthenticated = False
         self._nothing_crosses = False
@@ -384,13 +385,35 @@ class Connection:
         size = self._buffers.room() or await self._make_room()
         if not size:
             return None
-        with trio.CancelScope(deadline=self._receive_deadline()) as self._receiving:
-            data = b""
+        deadline = self._receive_deadline()
+        data: bytes | None = b""
+        if trio.current_time() < deadline and self._tls.try_fill(size):
+            # Usually more is there already, and nothing has to be waited for.
+            await self._rest()
+            data = self._tls.try_decrypt()
+        if data is None or not (data or self._tls.is_over):
+            data = await self._wait_for_data(size, deadline, is_more=data is None)
+        if data is not None:
+            self._buffers.came(len(data))
+        return data
+
+    async def _wait_for_data(self, size: int, deadline: float, *, is_more: bool) -> bytes | None:
+        """What comes until a deadline; None if there is something else to look at first.
+
+        Args:
+            size: Bytes to read.
+            deadline: When the peer is too slow.
+            is_more: Whether something is to be decrypted already.
+        """
+        if self._unauthenticated or self._is_over:
+            return None
+        with trio.CancelScope(deadline=deadline) as self._receiving:
+            data = await self._decrypt() if is_more else b""
             while not (data or self._tls.is_over):
                 await self._tls.wait(size)
                 now = self._tls.try_decrypt()
                 data = await self._decrypt() if now is None else now
-            self._buffers.came(len(data))
+            self._rested_ns = time.perf_counter_ns()
             return data
         is_late = trio.current_time() >= self._receiving.deadline
         if is_late and (self._protocol.buffered_size or not self._protocol.open_ids):
@@ -430,19 +453,22 @@ class Connection:
     async def _take_frames(self, nursery: trio.Nursery) -> None:
         """Decode and dispatch every whole frame that was received, slice by slice."""
         tenant = self._principal.access_point_id
-        is_more, rested = True, time.perf_counter_ns()
+        is_more = True
         while is_more and not self._unauthenticated:
             await self._wait_for_room()
             await self._facts.turns.take(tenant)
             began = time.perf_counter_ns()
             is_more = await self._take_slice(nursery, began + SLICE_NS)
-            ended = time.perf_counter_ns()
-            self._facts.turns.spend(tenant, ended - began)
+            self._facts.turns.spend(tenant, time.perf_counter_ns() - began)
             if is_more:
                 await self._answers.flush()
-            if is_more and ended - rested >= SLICE_NS:
-                await trio.lowlevel.checkpoint()
-                rested = time.perf_counter_ns()
+                await self._rest()
+
+    async def _rest(self) -> None:
+        """Let others run, unless they could not long ago."""
+        if time.perf_counter_ns() - self._rested_ns >= SLICE_NS:
+            await trio.lowlevel.checkpoint()
+            self._rested_ns = time.perf_counter_ns()
 
     async def _take_slice(self, nursery: trio.Nursery, until_ns: int) -> bool:
         """Take frames until the time is over or there is no room; whether there may be more.

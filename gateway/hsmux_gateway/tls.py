@@ -271,6 +271,19 @@ class TlsStream:
         if not (self._encrypted or self._decrypted):
             await self._fill(size)
 
+    def try_fill(self, size: int) -> bool:
+        """Receive what is there already, as `wait`; whether there is something, or the end.
+
+        Raises:
+            TlsClosed: The connection broke.
+        """
+        if not (self._encrypted or self._decrypted):
+            came = self._try_read(size)
+            if came is None:
+                return False
+            self._keep(came)
+        return True
+
     async def decrypt(self) -> bytes:
         """What was received and not decrypted, as far as records are whole; often nothing.
 
@@ -436,16 +449,20 @@ class TlsStream:
             await self._wait_readable()
             came, waited = self._try_read(size), True
         received = len(came)
+        self._keep(came)
+        if not waited:
+            # Bytes that are there already must not let one connection keep the event loop.
+            await trio.lowlevel.checkpoint()
+        return received
+
+    def _keep(self, came: memoryview) -> None:
+        """Give OpenSSL the first of what came, and keep the rest."""
         if came:
             self._feed(came)
             # The buffer is everybody's.
             self._encrypted = memoryview(bytes(self._encrypted))
         else:
             self._incoming.write_eof()
-        if not waited:
-            # Bytes that are there already must not let one connection keep the event loop.
-            await trio.lowlevel.checkpoint()
-        return received
 
     def _try_read(self, size: int) -> memoryview | None:
         """A part of the shared buffer with what came, good until the next await; None: nothing."""
