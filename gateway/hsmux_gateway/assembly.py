@@ -201,6 +201,7 @@ class Gateway:
             limits=config.limits,
             buffers=FairBudget(config.limits.large_buffer_bytes_max),
             turns=self.turns,
+            always_durable=config.audit.sync == "before-answer",
         )
         workers = sum(hsm.workers for hsm in config.hsm.values())
         possible = connections_possible(

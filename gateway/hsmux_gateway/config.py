@@ -19,7 +19,7 @@ import tomllib
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -221,6 +221,13 @@ class Audit(Section, frozen=True, kw_only=True):
             description="Bytes of a segment, taken when it is made; there are two at least.",
         ),
     ] = SEGMENT_SIZE
+    sync: Annotated[
+        Literal["interval", "before-answer"],
+        Meta(
+            description="When the records of requests that only use keys are on the disk: within "
+            "50 ms of their answers, or before them. Others are always there before.",
+        ),
+    ] = "interval"
 
 
 class Health(Section, frozen=True, kw_only=True):

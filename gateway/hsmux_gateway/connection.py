@@ -129,11 +129,11 @@ class _Recorded(enum.Enum):
     DURABLE = enum.auto()
 
 
-def _recorded(call: Call, outcome: Outcome) -> _Recorded:
-    """Who manages, or is refused, is on record even after a power cut."""
+def _recorded(call: Call, outcome: Outcome, *, always_durable: bool) -> _Recorded:
+    """Who manages, or is refused, is on record even after a power cut; if wanted, everybody."""
     if isinstance(outcome, NotRecorded):
         return _Recorded.NOT
-    if isinstance(outcome, Denied | Unauthenticated):
+    if always_durable or isinstance(outcome, Denied | Unauthenticated):
         return _Recorded.DURABLE
     is_management = call.operation.changes and call.operation.plane == "control"
     return _Recorded.DURABLE if is_management else _Recorded.WRITTEN
@@ -153,6 +153,7 @@ class ConnectionFacts:
         limits: From the configuration.
         buffers: Bytes that connections hold beyond their own.
         turns: Shares the event loop.
+        always_durable: Whether every record is on the disk before its answer leaves.
     """
 
     engine: Engine
@@ -164,6 +165,7 @@ class ConnectionFacts:
     limits: Limits
     buffers: FairBudget
     turns: Turns
+    always_durable: bool = False
 
 
 class Connection:
@@ -592,7 +594,7 @@ class Connection:
         if answer is None:
             error = self._cancellation(request_id)
             error.reference = call.reference
-            answer, recorded = error_frame(request_id, error), _recorded(call, error)
+            answer, recorded = error_frame(request_id, error), self._recorded(call, error)
         self._put_answer(answer, recorded)
         self._buffers.end(asked.size)
         self._cancelled.discard(request_id)
@@ -636,11 +638,14 @@ class Connection:
     def _answer_of(
         self, request_id: int, call: Call, outcome: Outcome
     ) -> tuple[Result | Error, _Recorded]:
-        recorded = _recorded(call, outcome)
+        recorded = self._recorded(call, outcome)
         if not isinstance(outcome, HsmuxError):
             return Result(request_id, outcome), recorded
         self._unauthenticated |= isinstance(outcome, Unauthenticated)
         return error_frame(request_id, outcome), recorded
+
+    def _recorded(self, call: Call, outcome: Outcome) -> _Recorded:
+        return _recorded(call, outcome, always_durable=self._facts.always_durable)
 
     def _put(self, frame: Frame) -> None:
         """Queue a frame that answers no request; it leaves at the next flush."""

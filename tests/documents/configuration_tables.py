@@ -40,6 +40,8 @@ def _inner_section(annotation: Any) -> Any:
 
 def _kind(annotation: Any) -> str:
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return " or ".join(f'`"{value}"`' for value in inner)
     if origin is list:
         return f"list of {_kind(inner[0])}"
     if origin is dict:
