@@ -27,6 +27,8 @@ from .access.administration import AdministrationService
 from .access.identities import Identities
 from .access.permits import Permits
 from .access.policy_service import PolicyService
+from .access.quorum import Quorum
+from .access.quorum_service import QuorumService
 from .access.renewal import ENDING_DAYS, KeyEnds
 from .access.rules import AccessRules
 from .access.safeguards import Safeguards
@@ -143,7 +145,11 @@ class Gateway:
             config, base.instance, sealer, base.tokens, base.store, self._audit_end
         )
         self._outbox = Outbox(self.journal, self._records)
-        self.effects = Effects(base.store, self.writer, self.catalog, permits, self._outbox)
+        self._safeguards = Safeguards(self.catalog)
+        self._quorum = Quorum(self._safeguards)
+        self.effects = Effects(
+            base.store, self.writer, self.catalog, permits, self._outbox, self._quorum
+        )
         self.recovery = Recovery(self._outbox, self.effects, self.journal, _log_directory(base))
         self.materials = Materials(
             base.arena,
@@ -225,12 +231,13 @@ class Gateway:
 
     def _make_engine(self, *services: object) -> Engine:
         config, base = self.base.config, self.base
-        safeguards = Safeguards(self.catalog)
+        safeguards = self._safeguards
         administration = AdministrationService(
             self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX), safeguards
         )
         explain = ExplainService(self.catalog, self._rules, _log_directory(base))
         policies = PolicyService(self.catalog, self._rules, self.effects, safeguards)
+        quorum = QuorumService(self._quorum, self.effects)
         status = StatusService(
             self.catalog,
             base.tokens,
@@ -242,7 +249,9 @@ class Gateway:
             self.anchor.age_s,
         )
         return Engine(
-            collect_handlers(*services, self._lifecycle, administration, policies, explain, status),
+            collect_handlers(
+                *services, self._lifecycle, administration, policies, quorum, explain, status
+            ),
             identities=self._identities,
             memory=self.effects,
             journal=self.journal,

@@ -12,6 +12,10 @@ was made from: no change of somebody who lost a right follows the answer that to
 The record of a change is stored in its transaction too, so that no process can die between the two
 (see `audit.outbox`).
 
+Some changes want the approvals of others (see `access.quorum`). They are judged in the transaction
+of the effect, which is taken back where they lack; then, in another one, the request is kept for
+its approvers.
+
 While the transaction waits for its turn, cancellation and deadlines take it back: nothing is
 changed. Once it is begun they wait up to `PATIENCE_S` for its end, because that is the one answer
 that is true; a database that takes longer makes the outcome unknown.
@@ -28,7 +32,7 @@ have its answer.
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgpack
 import structlog
@@ -37,6 +41,7 @@ import trio
 from hsmux_protocol import errors
 from hsmux_protocol.fields import read_fields, write_fields
 
+from .access.approvals import Unapproved
 from .call import Call
 from .catalog import Catalog
 from .clock import now_ms
@@ -52,11 +57,12 @@ from .store.errors import (
     StoreError,
     StoreFull,
 )
+from .store.rows import RequestRow
 from .store.store import Store
 from .store.transaction import Reader, Transaction
 from .store.writer import StoreWriter
 
-__all__ = ["CONFLICTS", "ChangeRecords", "Effects", "Permits", "presented"]
+__all__ = ["CONFLICTS", "ChangeRecords", "Effects", "Permits", "Quorum", "presented"]
 
 log = structlog.get_logger("hsmux.effects")
 
@@ -79,6 +85,9 @@ class ChangeRecords(Protocol):
     def decided(self, call: Call, statement: str) -> None:
         """Note what decided on a call when its change was made."""
 
+    def also_decided(self, call: Call, statement: str) -> None:
+        """Note what decided beside that."""
+
     def post(self, transaction: Transaction, call: Call, values: list[Any]) -> None:
         """Store the record of a change, in its transaction."""
 
@@ -87,6 +96,22 @@ class ChangeRecords(Protocol):
 
     def undone(self, call: Call) -> None:
         """Note that the change of a call was not made."""
+
+
+class Quorum(Protocol):
+    """Whether enough others have approved a change."""
+
+    def do(
+        self,
+        transaction: Transaction,
+        call: Call,
+        effect: Callable[[Transaction], list[Any]],
+        approved: Callable[[str], None],
+    ) -> list[Any]:
+        """Do an effect, and tell who has approved it; raises Unapproved."""
+
+    def keep(self, transaction: Transaction, waiting: RequestRow) -> None:
+        """Let a request wait for approvals; raises Conflict."""
 
 
 RETRY_AFTER_MS: Final = 500
@@ -148,6 +173,7 @@ class Effects:
         catalog: Brought up to date after every change.
         permits: Asked before every change of a call.
         outbox: Takes the record of every change of a call.
+        quorum: Judges approvals.
     """
 
     def __init__(
@@ -157,7 +183,9 @@ class Effects:
         catalog: Catalog,
         permits: Permits,
         outbox: ChangeRecords,
+        quorum: Quorum,
     ) -> None:
+        self._quorum = quorum
         self._outbox = outbox
         self._store = store
         self._writer = writer
@@ -181,11 +209,13 @@ class Effects:
             The result values; those of an equal call that was done already, if there was one.
 
         Raises:
+            ApprovalsMissing: Others have to approve it; nothing was changed.
             HsmuxError: Nothing was changed, or OutcomeUnknown.
         """
+        also = partial(self._outbox.also_decided, call)
 
         def recorded(transaction: Transaction) -> list[Any]:
-            values = effect(transaction)
+            values = self._quorum.do(transaction, call, effect, also)
             self._outbox.post(transaction, call, values)
             return values
 
@@ -219,8 +249,19 @@ class Effects:
         except errors.HsmuxError:
             self._outbox.undone(call)
             raise
+        except Unapproved as missing:
+            self._outbox.undone(call)
+            await self._await_approvals(call, missing)
         self._outbox.stored(call)
         return values
+
+    async def _await_approvals(self, call: Call, missing: Unapproved) -> NoReturn:
+        """Keep a request for its approvers, and refuse it."""
+        waiting = missing.waiting
+        if waiting is not None:
+            await self.write_for(call, lambda t: self._quorum.keep(t, waiting))
+        self._outbox.also_decided(call, missing.statement)
+        raise missing.error from None
 
     async def write_for(self, call: Call, work: Callable[[Transaction], T]) -> T:
         """Do a work that a call asks for, and bring the catalogue up to date.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hsmux_protocol import __version__
 from hsmux_protocol.errors import (
+    ApprovalsMissing,
     Busy,
     Cancelled,
     ChecksumMismatch,
@@ -49,6 +50,8 @@ from .results import (
     Policy,
     PolicyDecision,
     PublicKey,
+    Quorum,
+    Request,
     Signature,
     Status,
     TokenStatus,
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessPoint",
+    "ApprovalsMissing",
     "Busy",
     "Cancelled",
     "ChecksumMismatch",
@@ -85,6 +89,8 @@ __all__ = [
     "PolicyDecision",
     "ProtocolError",
     "PublicKey",
+    "Quorum",
+    "Request",
     "Signature",
     "Status",
     "TokenStatus",

@@ -21,6 +21,8 @@ from hsmux_protocol.records import (
     KeyRecord,
     NetworkRuleRecord,
     PolicyRecord,
+    QuorumRecord,
+    RequestRecord,
 )
 from hsmux_protocol.references import ALIAS_PREFIX, format_identifier, format_key_id
 from hsmux_protocol.references import parse_identifier as parse
@@ -39,6 +41,8 @@ from .results import (
     Policy,
     PolicyDecision,
     PublicKey,
+    Quorum,
+    Request,
     Signature,
     Status,
     TokenStatus,
@@ -49,6 +53,7 @@ __all__ = [
     "Call",
     "KeyName",
     "Page",
+    "approve_request",
     "create_access_point",
     "create_client_key",
     "create_key",
@@ -66,6 +71,7 @@ __all__ = [
     "list_keys",
     "list_network_rules",
     "list_policies",
+    "list_requests",
     "make_call",
     "options_of",
     "public_key",
@@ -74,17 +80,21 @@ __all__ = [
     "reference_of",
     "renew_client_key",
     "revoke_client_key",
+    "set_quorum",
     "show_access_point",
     "show_client_key",
     "show_key",
     "show_network_rule",
     "show_policy",
+    "show_quorum",
+    "show_request",
     "sign",
     "status",
     "test_policy",
     "timeout_of",
     "update_access_point",
     "verify",
+    "withdraw_request",
 ]
 
 T = TypeVar("T")
@@ -241,6 +251,25 @@ def _network_rule(record: NetworkRuleRecord) -> NetworkRule:
     return NetworkRule(record.name, tuple(record.networks), _moment(record.updated_at_ms))
 
 
+def _quorum(record: QuorumRecord) -> Quorum:
+    at_ms = record.updated_at_ms
+    return Quorum(record.approvals, tuple(record.approvers), _moment(at_ms) if at_ms else None)
+
+
+def _request_of(record: RequestRecord, arguments: str = "") -> Request:
+    return Request(
+        record.request.hex(),
+        record.access_point,
+        record.operation,
+        tuple(record.touches),
+        _moment(record.asked_at_ms),
+        _moment(record.expires_at_ms),
+        tuple(record.approved_by),
+        record.missing,
+        arguments,
+    )
+
+
 def _client_key(record: ClientKeyRecord) -> ClientKey:
     return ClientKey(
         format_identifier(CLIENT_KEY_PREFIX, record.client_key_id),
@@ -386,6 +415,11 @@ def list_policies(following: bytes) -> Call[Page[Policy]]:
 def list_network_rules(following: bytes) -> Call[Page[NetworkRule]]:
     """A page of network rules."""
     return _list("list_network_rules", _network_rule, following)
+
+
+def list_requests(following: bytes) -> Call[Page[Request]]:
+    """A page of requests that wait for approvals."""
+    return _list("list_requests", _request_of, following)
 
 
 def create_access_point(
@@ -560,6 +594,43 @@ def _client_key_id(name: str, client_key_id: str) -> bytes:
         return parse(CLIENT_KEY_PREFIX, client_key_id)
     except ValueError as error:
         raise InvalidArgument(f"{name}: {error}") from None
+
+
+def set_quorum(approvals: int) -> Call[Quorum]:
+    """Set how many approvals are needed."""
+    return make_call("set_quorum", _one(_quorum), approvals)
+
+
+def show_quorum() -> Call[Quorum]:
+    """How many approvals are needed."""
+    return make_call("show_quorum", _one(_quorum))
+
+
+def approve_request(request: str) -> Call[Request]:
+    """Approve a request."""
+    return _with_request("approve_request", _one(_request_of), request)
+
+
+def show_request(request: str) -> Call[Request]:
+    """One request with its arguments."""
+    return _with_request("show_request", lambda values: _request_of(*values), request)
+
+
+def withdraw_request(request: str) -> Call[Request]:
+    """Forget a request."""
+    return _with_request("withdraw_request", _one(_request_of), request)
+
+
+def _with_request(
+    name: str, convert: Callable[[list[Any]], Request], request: str
+) -> Call[Request]:
+    try:
+        if not isinstance(request, str):
+            raise ValueError
+        named = bytes.fromhex(request)
+    except ValueError:
+        raise InvalidArgument(f"{name}: request: must be 64 hexadecimal digits") from None
+    return make_call(name, convert, named)
 
 
 def status() -> Call[Status]:

@@ -44,6 +44,8 @@ from .results import (
     Policy,
     PolicyDecision,
     PublicKey,
+    Quorum,
+    Request,
     Signature,
     Status,
 )
@@ -544,6 +546,76 @@ class Client:
             NotFound: There is no such client key.
         """
         return self._perform(_calls.show_client_key(client_key_id), timeout_s)
+
+    def set_quorum(
+        self,
+        approvals: int,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Quorum:
+        """Set how many approvals changes of administrators need.
+
+        Args:
+            approvals: 0 to 16; 0: none.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            Conflict: So many cannot be given, by others than the caller.
+            ApprovalsMissing: Others have to approve it first.
+        """
+        return self._perform(_calls.set_quorum(approvals), timeout_s, idempotency_token)
+
+    def show_quorum(self, *, timeout_s: float | None = None) -> Quorum:
+        """How many approvals changes of administrators need, and who can approve."""
+        return self._perform(_calls.show_quorum(), timeout_s)
+
+    def approve_request(
+        self,
+        request: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Request:
+        """Approve what another access point asks.
+
+        Args:
+            request: 64 hexadecimal digits, as `ApprovalsMissing` and `list_requests` name it.
+            timeout_s: Seconds.
+            idempotency_token: 16 bytes.
+
+        Raises:
+            NotFound: No such request waits.
+            Denied: It is the caller's own, or the caller's access point is younger than 24 hours.
+        """
+        return self._perform(_calls.approve_request(request), timeout_s, idempotency_token)
+
+    def list_requests(self, *, timeout_s: float | None = None) -> list[Request]:
+        """All requests that wait for approvals, without their arguments."""
+        return self._perform_pages(_calls.list_requests, timeout_s)
+
+    def show_request(self, request: str, *, timeout_s: float | None = None) -> Request:
+        """One request that waits for approvals, with its arguments.
+
+        Raises:
+            NotFound: No such request waits.
+        """
+        return self._perform(_calls.show_request(request), timeout_s)
+
+    def withdraw_request(
+        self,
+        request: str,
+        *,
+        timeout_s: float | None = None,
+        idempotency_token: bytes | None = None,
+    ) -> Request:
+        """Forget a request that waits for approvals, and those it has.
+
+        Raises:
+            NotFound: No such request waits.
+        """
+        return self._perform(_calls.withdraw_request(request), timeout_s, idempotency_token)
 
     def put_policy(
         self,

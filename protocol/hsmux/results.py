@@ -17,6 +17,8 @@ __all__ = [
     "Policy",
     "PolicyDecision",
     "PublicKey",
+    "Quorum",
+    "Request",
     "Signature",
     "Status",
     "TokenStatus",
@@ -244,6 +246,49 @@ class Explanation:
     since: str
     statement_now: str
     missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """How many approvals a change of administrators needs.
+
+    Attributes:
+        approvals: How many; 0: none.
+        approvers: Names of access points whose approvals would count now, the first 100.
+        updated_at: When that was last set, UTC; None: never.
+    """
+
+    approvals: int
+    approvers: tuple[str, ...]
+    updated_at: datetime.datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that waits for approvals.
+
+    Attributes:
+        request: What names it: a SHA-256 over who asks, what, and what would be so when it is done;
+            64 hexadecimal digits.
+        access_point: The name of the access point that asks.
+        operation: What it asks.
+        touches: Names of administrators and approvers whose access it would change, the first 8.
+        asked_at: When it was first sent, UTC.
+        expires_at: When it is forgotten, and its approvals with it, UTC.
+        approved_by: Names of the access points whose approvals count now.
+        missing: How many approvals it wants beside them.
+        arguments: The arguments as JSON; empty in lists.
+    """
+
+    request: str
+    access_point: str
+    operation: str
+    touches: tuple[str, ...]
+    asked_at: datetime.datetime
+    expires_at: datetime.datetime
+    approved_by: tuple[str, ...]
+    missing: int
+    arguments: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 __all__ = [
     "ERRORS",
     "ERROR_BY_NUMBER",
+    "ApprovalsMissing",
     "Busy",
     "Cancelled",
     "ChecksumMismatch",
@@ -128,6 +129,14 @@ class Unauthenticated(Denied):
     number, family = 301, "unauthenticated"
 
 
+class ApprovalsMissing(Denied):
+    """Others have to approve this first; the text names the request to approve. When they have, the
+    same request is done.
+    """
+
+    number = 302
+
+
 class Busy(HsmuxError):
     """A queue is full or a limit of the access point is reached; retry after `retry_after_ms`."""
 
@@ -219,6 +228,7 @@ ERRORS: Final[tuple[type[HsmuxError], ...]] = (
     NotFound,
     Denied,
     Unauthenticated,
+    ApprovalsMissing,
     Busy,
     DeadlineExceeded,
     Cancelled,

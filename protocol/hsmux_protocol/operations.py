@@ -42,11 +42,15 @@ from .records import (
     KeyRecord,
     NetworkRuleRecord,
     PolicyRecord,
+    QuorumRecord,
+    RequestRecord,
     TokenRecord,
 )
 from .references import MTLS_SIZE_MAX
 
 __all__ = [
+    "APPROVALS_MAX",
+    "APPROVERS_SHOWN_MAX",
     "CLIENT_KEYS_MAX",
     "DOCUMENT_SIZE_MAX",
     "ENVELOPE_SIZE_MAX",
@@ -61,6 +65,7 @@ __all__ = [
     "RECORDS",
     "ROLES",
     "SIGNATURE_SIZE_MAX",
+    "TOUCHED_SHOWN_MAX",
     "VALIDITY_DAYS_MAX",
     "Operation",
 ]
@@ -82,6 +87,14 @@ DOCUMENT_SIZE_MAX: Final = 16 * 1024
 """Bytes of a policy's document."""
 NETWORKS_MAX: Final = 256
 """Networks of a network rule."""
+APPROVALS_MAX: Final = 16
+"""Approvals that a request can be made to need."""
+APPROVERS_SHOWN_MAX: Final = 100
+"""Names of approvers that an answer has."""
+TOUCHED_SHOWN_MAX: Final = 8
+"""Names of those whose access a request would change, in each record of it."""
+REQUEST_TEXT_SIZE_MAX: Final = 128 * 1024
+"""Bytes of a request's arguments in readable form."""
 _TIME_MS_MAX: Final = 2**53
 
 OPTIONS: Final[dict[str, Binary]] = {
@@ -111,6 +124,9 @@ class Operation:
         resource: What a policy may name: "key": the key of its first reference or envelope;
             "new key": the names a key is made with; empty: nothing, so only `*` grants it.
         roles: Roles of policies that grant its permission.
+        quorum: When it needs the approvals of others where the deployment wants any: "never";
+            "always"; "administrators": when it changes the access of one that can administer access
+            or approve.
         own: What a caller may have it for without any grant: "client key": for the client key
             that it proved; empty: nothing.
         command: The command's verb, or empty where a batch or a client does it.
@@ -128,6 +144,7 @@ class Operation:
     plane: Literal["data", "control"] = "data"
     resource: Literal["", "key", "new key"] = ""
     roles: tuple[str, ...] = ()
+    quorum: Literal["never", "always", "administrators"] = "never"
     own: Literal["", "client key"] = ""
     command: str = ""
 
@@ -212,6 +229,29 @@ CLIENT_KEY_RECORD: Final = Record(
         Field("renews", Binary(16)),
     ),
 )
+QUORUM_RECORD: Final = Record(
+    QuorumRecord,
+    (
+        Field("approvals", Integer(APPROVALS_MAX)),
+        Field("approvers", Array(Text(NAME_SIZE_MAX, 1), APPROVERS_SHOWN_MAX)),
+        Field("updated_at_ms", _TIME),
+    ),
+)
+_REQUEST: Final = Field("request", Binary(32, 32))
+REQUEST_RECORD: Final = Record(
+    RequestRecord,
+    (
+        _REQUEST,
+        _ACCESS_POINT,
+        Field("operation", Text(NAME_SIZE_MAX, 1)),
+        Field("touches", Array(Text(NAME_SIZE_MAX, 1), TOUCHED_SHOWN_MAX)),
+        Field("asked_at_ms", _TIME),
+        Field("expires_at_ms", _TIME),
+        Field("approved_by", Array(Text(NAME_SIZE_MAX, 1), APPROVALS_MAX)),
+        Field("missing", Integer(APPROVALS_MAX)),
+    ),
+)
+_WAITING: Final = (Field("request", REQUEST_RECORD),)
 _CSR: Final = Field("csr", Optional(Binary(16384, 1)))
 _ISSUED: Final = (
     Field("client_key", CLIENT_KEY_RECORD),
@@ -245,6 +285,8 @@ RECORDS: Final = (
     CLIENT_KEY_RECORD,
     POLICY_RECORD,
     NETWORK_RULE_RECORD,
+    QUORUM_RECORD,
+    REQUEST_RECORD,
     EXPIRY_RECORD,
     TOKEN_RECORD,
 )
@@ -415,6 +457,7 @@ _TABLE: Final = (
         permission="create_access_point",
         roles=("access-admin",),
         changes=True,
+        quorum="administrators",
         plane="control",
         command="access-point create",
     ),
@@ -458,6 +501,7 @@ _TABLE: Final = (
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="update_access_point",
         changes=True,
+        quorum="administrators",
         plane="control",
         roles=("access-admin",),
         command="access-point update",
@@ -470,6 +514,7 @@ _TABLE: Final = (
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="delete_access_point",
         changes=True,
+        quorum="administrators",
         plane="control",
         roles=("access-admin",),
         command="access-point delete",
@@ -487,6 +532,7 @@ _TABLE: Final = (
         permission="create_client_key",
         roles=("access-admin",),
         changes=True,
+        quorum="administrators",
         plane="control",
         command="client-key create",
     ),
@@ -510,6 +556,7 @@ _TABLE: Final = (
         permission="revoke_client_key",
         roles=("access-admin",),
         changes=True,
+        quorum="administrators",
         plane="control",
         command="client-key revoke",
     ),
@@ -538,6 +585,7 @@ _TABLE: Final = (
         roles=("access-admin",),
         own="client key",
         changes=True,
+        quorum="administrators",
         plane="control",
         command="client-key renew",
     ),
@@ -549,6 +597,7 @@ _TABLE: Final = (
         (Field("policy", POLICY_RECORD),),
         permission="put_policy",
         changes=True,
+        quorum="administrators",
         plane="control",
         roles=("access-admin",),
         command="policy put",
@@ -617,6 +666,7 @@ _TABLE: Final = (
         (Field("network_rule", NETWORK_RULE_RECORD),),
         permission="put_network_rule",
         changes=True,
+        quorum="administrators",
         plane="control",
         roles=("access-admin",),
         command="network-rule put",
@@ -677,6 +727,76 @@ _TABLE: Final = (
         roles=("key-admin", "access-admin", "auditor"),
         plane="control",
         command="status",
+    ),
+    Operation(
+        100,
+        "set_quorum",
+        "Set how many approvals changes of administrators need; 0: none.",
+        (Field("approvals", Integer(APPROVALS_MAX)),),
+        (Field("quorum", QUORUM_RECORD),),
+        permission="set_quorum",
+        changes=True,
+        quorum="always",
+        plane="control",
+        roles=("access-admin",),
+        command="quorum set",
+    ),
+    Operation(
+        101,
+        "show_quorum",
+        "How many approvals changes of administrators need, and who can approve.",
+        (),
+        (Field("quorum", QUORUM_RECORD),),
+        permission="show_quorum",
+        plane="control",
+        roles=("access-admin", "approver", "auditor"),
+        command="quorum show",
+    ),
+    Operation(
+        102,
+        "approve_request",
+        "Approve what another access point asks.",
+        (_REQUEST,),
+        _WAITING,
+        permission="approve_request",
+        changes=True,
+        plane="control",
+        roles=("approver",),
+        command="request approve",
+    ),
+    Operation(
+        103,
+        "list_requests",
+        "Requests that wait for approvals in the order of their hashes, a page at a time.",
+        (_PAGE, _LIMIT),
+        (Field("requests", Array(REQUEST_RECORD, PAGE_ITEMS_MAX)), _NEXT_PAGE),
+        permission="list_requests",
+        plane="control",
+        roles=("access-admin", "approver", "auditor"),
+        command="request list",
+    ),
+    Operation(
+        104,
+        "show_request",
+        "One request that waits for approvals, with its arguments as JSON.",
+        (_REQUEST,),
+        (*_WAITING, Field("arguments", Text(REQUEST_TEXT_SIZE_MAX))),
+        permission="show_request",
+        plane="control",
+        roles=("access-admin", "approver", "auditor"),
+        command="request show",
+    ),
+    Operation(
+        105,
+        "withdraw_request",
+        "Forget a request that waits for approvals, and those it has.",
+        (_REQUEST,),
+        _WAITING,
+        permission="withdraw_request",
+        changes=True,
+        plane="control",
+        roles=("access-admin", "approver"),
+        command="request withdraw",
     ),
     Operation(
         120,

@@ -11,6 +11,8 @@ __all__ = [
     "KeyRecord",
     "NetworkRuleRecord",
     "PolicyRecord",
+    "QuorumRecord",
+    "RequestRecord",
     "TokenRecord",
 ]
 
@@ -104,6 +106,46 @@ class NetworkRuleRecord(NamedTuple):
     name: str
     networks: list[str]
     updated_at_ms: int
+
+
+class QuorumRecord(NamedTuple):
+    """How many approvals a change of administrators needs.
+
+    Attributes:
+        approvals: How many; 0: none.
+        approvers: Names of access points whose approvals would count now, ascending, as many as are
+            shown.
+        updated_at_ms: When that was last set, in milliseconds since 1970 UTC; 0: never.
+    """
+
+    approvals: int
+    approvers: list[str]
+    updated_at_ms: int
+
+
+class RequestRecord(NamedTuple):
+    """A request that waits for approvals.
+
+    Attributes:
+        request: SHA-256 that names it.
+        access_point: The name of the access point that asks.
+        operation: What it asks.
+        touches: Names of administrators and approvers whose access it would change, as many as are
+            shown.
+        asked_at_ms: When it was first sent, in milliseconds since 1970 UTC.
+        expires_at_ms: When it is forgotten, and its approvals with it.
+        approved_by: Names of the access points whose approvals count now.
+        missing: How many approvals it wants beside them.
+    """
+
+    request: bytes
+    access_point: str
+    operation: str
+    touches: list[str]
+    asked_at_ms: int
+    expires_at_ms: int
+    approved_by: list[str]
+    missing: int
 
 
 class ClientKeyRecord(NamedTuple):

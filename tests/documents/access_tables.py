@@ -8,6 +8,7 @@ from .sections import Section, table
 
 __all__ = ["ACCESS_SECTIONS"]
 
+QUORUM: Final = {"never": "no", "always": "yes", "administrators": "if it touches administrators"}
 RESOURCES: Final = {"key": "its key", "new key": "the alias and tags it gives", "": "`*` only"}
 
 
@@ -28,9 +29,10 @@ def _permissions() -> str:
                 f"`{permission}`",
                 ", ".join(f"`{operation.name}`" for operation in operations),
                 RESOURCES[operations[0].resource],
+                QUORUM[operations[0].quorum],
             )
         )
-    return table(("in a policy", "requests", "resources that can name it"), rows)
+    return table(("in a policy", "requests", "resources that can name it", "quorum"), rows)
 
 
 ACCESS_SECTIONS: Final[dict[str, Section]] = {"roles": _roles, "permissions": _permissions}

@@ -16,7 +16,7 @@ from hsmux_gateway.keys.hsm_keys import HsmKeys
 from hsmux_gateway.keys.lifecycle_service import LifecycleService
 from hsmux_gateway.keys.material import Materials
 from hsmux_gateway.keys.reconciliation import Reconciliation
-from hsmux_gateway.store import Reader, Store, StoreWriter, Transaction
+from hsmux_gateway.store import Reader, RequestRow, Store, StoreWriter, Transaction
 from hsmux_native import Arena
 from hsmux_protocol.operations import OPERATIONS
 from tests.gateway.store.sealer import AesSealer
@@ -41,6 +41,9 @@ class Unrecorded:
     def decided(self, call: Call, statement: str) -> None:
         """Nothing is noted."""
 
+    def also_decided(self, call: Call, statement: str) -> None:
+        """Nothing is noted."""
+
     def post(self, transaction: Transaction, call: Call, values: list[Any]) -> None:
         """Nothing is stored."""
 
@@ -49,6 +52,23 @@ class Unrecorded:
 
     def undone(self, call: Call) -> None:
         """Nothing is noted."""
+
+
+class Unasked:
+    """Nobody has to approve anything."""
+
+    def do(
+        self,
+        transaction: Transaction,
+        call: Call,
+        effect: Callable[[Transaction], list[Any]],
+        approved: Callable[[str], None],
+    ) -> list[Any]:
+        """It is done."""
+        return effect(transaction)
+
+    def keep(self, transaction: Transaction, waiting: RequestRow) -> None:
+        """Nothing waits."""
 
 
 class Parts:
@@ -62,7 +82,9 @@ class Parts:
             self.store.reseal(AesSealer(), lambda transaction: None)
         self.catalog = Catalog()
         self.writer = StoreWriter(self.store)
-        self.effects = Effects(self.store, self.writer, self.catalog, Permissive(), Unrecorded())
+        self.effects = Effects(
+            self.store, self.writer, self.catalog, Permissive(), Unrecorded(), Unasked()
+        )
         self.materials = Materials(
             self.arena,
             self.arena.generate(),

@@ -29,6 +29,8 @@ from hsmux_protocol.records import (
     KeyRecord,
     NetworkRuleRecord,
     PolicyRecord,
+    QuorumRecord,
+    RequestRecord,
     TokenRecord,
 )
 
@@ -67,6 +69,11 @@ _DOCUMENT: Final = (
 )
 CLIENT_KEY_RECORD: Final = ClientKeyRecord(
     KEY_ID, "ledger", bytes(32), "0a1b2c", "Enabled", TIME_MS, TIME_MS + 1, b""
+)
+QUORUM_RECORD: Final = QuorumRecord(2, ["second", "third"], TIME_MS)
+REQUEST_RECORD: Final = RequestRecord(
+    *(bytes(range(32)), "ledger", "put_policy", ["second"]),
+    *(TIME_MS, TIME_MS + 86_400_000, ["third"], 1),
 )
 EXPIRY_RECORD: Final = ExpiryRecord(TIME_MS + 2, TIME_MS + 1, 3, 1)
 TOKEN_RECORD: Final = TokenRecord("main", "down", 2, 1, 0, 0)
@@ -173,6 +180,12 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
             *("denied by crypto statement 1", ["crypto statement 2: wants smaller data"]),
         ),
     ),
+    "set_quorum": OperationExample((2,), (QUORUM_RECORD,)),
+    "show_quorum": OperationExample((), (QUORUM_RECORD,)),
+    "approve_request": OperationExample((bytes(range(32)),), (REQUEST_RECORD,)),
+    "list_requests": OperationExample((b"", 100), ([REQUEST_RECORD], b"")),
+    "show_request": OperationExample((bytes(range(32)),), (REQUEST_RECORD, '{"name": "crypto"}')),
+    "withdraw_request": OperationExample((bytes(range(32)),), (REQUEST_RECORD,)),
 }
 
 FRAME_EXAMPLES: Final[dict[str, Frame]] = {

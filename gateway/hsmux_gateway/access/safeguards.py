@@ -20,10 +20,14 @@ from .networks import Networks
 from .policy import Policy, network_rules_of
 from .rules import NOWHERE, lines_of, read_policy
 
-__all__ = ["ADMINISTRATION", "Safeguards"]
+__all__ = ["ADMINISTRATION", "APPROVAL", "Safeguards", "grants_in"]
 
 ADMINISTRATION: Final = ("put_policy", "update_access_point", "create_client_key")
 """What somebody must still be able to do after every change."""
+
+
+APPROVAL: Final = "approve_request"
+"""What makes an access point one whose approvals count."""
 
 
 class Safeguards:
@@ -55,9 +59,19 @@ class Safeguards:
         """Whether an access point could be an administrator, wherever it is and whenever."""
         if row is None or not row.policies:
             return False
-        grants, _ = _grants(reader, row)
+        grants, _ = grants_in(reader, row)
         return all(
             any(rule.is_allowing for rule in grants.all_rules(name)) for name in ADMINISTRATION
+        )
+
+    def may_approve(self, reader: Reader, row: AccessPointRow | None) -> bool:
+        """Whether an access point could approve requests, wherever it is and whenever."""
+        if row is None or not row.policies:
+            return False
+        rules = grants_in(reader, row)[0].rules(APPROVAL, None)
+        # Those that deny stand first; one that always holds leaves nothing.
+        return any(rule.is_allowing for rule in rules) and bool(
+            rules[0].is_allowing or rules[0].needs
         )
 
     def refuse_own(self, call: Call, access_point_id: bytes) -> None:
@@ -109,7 +123,7 @@ class Safeguards:
             return False
         at_ms = now_ms()
         until_ms = self._accepted_until_ms(reader, row.access_point_id, at_ms)
-        grants, networks = _grants(reader, row)
+        grants, networks = grants_in(reader, row)
         facts = CallFacts(
             True,
             until_ms > at_ms,
@@ -142,7 +156,7 @@ def _policies(reader: Reader, row: AccessPointRow) -> dict[str, Policy]:
     return {name: read_policy(p.document) for name, p in found.items() if p and p.document}
 
 
-def _grants(reader: Reader, row: AccessPointRow) -> tuple[Grants, list[Networks]]:
+def grants_in(reader: Reader, row: AccessPointRow) -> tuple[Grants, list[Networks]]:
     """What the policies of an access point grant, and where it has to come from."""
     policies, own = _policies(reader, row), lines_of(row.network_rules)
     names = {*own}.union(*map(network_rules_of, policies.values()))

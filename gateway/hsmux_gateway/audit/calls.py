@@ -65,7 +65,7 @@ def _places(call: Call) -> _Places:
     return _PLACES.get(call.operation.number, _NOWHERE)
 
 
-_SUBJECTS: Final = ("access_point", "name", "client_key_id")
+_SUBJECTS: Final = ("access_point", "name", "client_key_id", "request")
 """First arguments that name what is managed."""
 
 

@@ -20,7 +20,8 @@ what became of it: if there is one, however late, the change was made and is rec
 What was decided when the change was made is noted here too: a request that was allowed when it was
 taken, and denied when it went to the store, is recorded with the statement that denied it.
 
-Threads: `post` is called in the writer's, everything else in the one of the event loop.
+Threads: `post` is called in the writer's, `also_decided` there and in the one of the event loop,
+everything else in that.
 """
 
 import secrets
@@ -85,6 +86,12 @@ class Outbox:
     def decided(self, call: Call, statement: str) -> None:
         """Note what decided on a call when its change was made."""
         self._notes.setdefault(call.reference, _Note()).statement = statement
+
+    def also_decided(self, call: Call, statement: str) -> None:
+        """Note what decided beside that: approvals."""
+        note = self._notes.get(call.reference)
+        if note is not None:
+            note.statement = f"{note.statement}; {statement}"
 
     def post(self, transaction: Transaction, call: Call, values: list[object]) -> None:
         """Store the record of a change with it.

@@ -39,6 +39,7 @@ from .rows import (
     NetworkRuleRow,
     OutboxRow,
     PolicyRow,
+    RequestRow,
     RootRow,
     Row,
     SettingRow,
@@ -119,6 +120,9 @@ def sample_rows() -> list[Row]:
         MtlsBindingRow("uri:spiffe://example.org/mail", _ACCESS_POINT),
         MtlsBindingRow("uri:spiffe://example.org/gone", None),
         SettingRow("ca-certificate", b"value", b"secret"),
+        RequestRow(
+            b"q" * 32, _ACCESS_POINT, "put_policy", "{}", "mail", b"approvals", _NOW_MS
+        ),
         CounterRow(_KEY, 1, 256),
         IntentRow(
             b"i" * 16, "create_key", "token", b"c" * 16, _KEY, "host/1", b"arguments", _NOW_MS,

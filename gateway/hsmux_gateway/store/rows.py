@@ -50,6 +50,7 @@ __all__ = [
     "MTLS_BINDINGS",
     "NETWORK_RULES",
     "POLICIES",
+    "REQUESTS",
     "ROOTS",
     "SETTINGS",
     "STATE",
@@ -74,6 +75,7 @@ __all__ = [
     "NetworkRuleRow",
     "OutboxRow",
     "PolicyRow",
+    "RequestRow",
     "RootRow",
     "Row",
     "SettingRow",
@@ -330,6 +332,29 @@ class MtlsBindingRow(Row, frozen=True):
     row_revision: int = 0
 
 
+class RequestRow(Row, frozen=True):
+    """A request that waits for approvals.
+
+    Attributes:
+        request_hash: What approvals are bound to, 32 bytes.
+        access_point_id: Who asks.
+        operation: What it asks, by name.
+        arguments: In readable form, JSON; nothing secret.
+        touches: Names of those whose access it would change, a line each.
+        approvals: As `access.approvals` writes them.
+    """
+
+    hidden = ("arguments", "approvals")
+    request_hash: bytes
+    access_point_id: bytes
+    operation: str
+    arguments: str
+    touches: str
+    approvals: bytes
+    asked_at_ms: int
+    row_revision: int = 0
+
+
 class CounterRow(Row, frozen=True):
     """How many uses of a key version have been leased, ever: it over-counts after a crash and
     never under-counts.
@@ -517,6 +542,13 @@ MTLS_BINDINGS: Final = Table(
     followed=True,
 )
 SETTINGS: Final = Table("settings", SettingRow, ("name",), secret=("secret",), followed=True)
+REQUESTS: Final = Table(
+    "requests",
+    RequestRow,
+    ("request_hash",),
+    references=(("access_point_id", "access_points"),),
+    indexed=("access_point_id",),
+)
 COUNTERS: Final = Table("counters", CounterRow, ("key_id", "version"))
 INTENTS: Final = Table("intents", IntentRow, ("intent_id",), indexed=("lease_until_ms",))
 IDEMPOTENCY: Final = Table(
@@ -549,6 +581,7 @@ TABLES: Final[tuple[Table[Any], ...]] = (
     NETWORK_RULES,
     MTLS_BINDINGS,
     SETTINGS,
+    REQUESTS,
     COUNTERS,
     INTENTS,
     IDEMPOTENCY,

@@ -151,6 +151,22 @@ class Transaction(Reader):
         self.difference += self._seals.term(stored) - self._seals.term(before)
         return msgspec.structs.replace(row, row_revision=self.revision)
 
+    def delete(self, row: Row) -> None:
+        """Take out a row that was read, of a table that no process keeps in memory.
+
+        Raises:
+            Conflict: Somebody else changed it since, or took it out.
+            ValueError: Others follow the table, and would not learn of it.
+        """
+        table = self._writable(row)
+        if table.followed:
+            raise ValueError(f"{table.name} is followed: its rows stay")
+        key = table.key_of(row)
+        stored = self._rows.fetch(table, key)
+        if stored is None or self._seals.load(table, stored).row_revision != row.row_revision:
+            raise Conflict(table.name, "the row was changed meanwhile")
+        self._remove(table, stored)
+
     def _writable(self, row: R) -> Table[R]:
         table = table_of(type(row))
         if table is STATE or table is DEPLOYMENT:

@@ -26,7 +26,7 @@ from hsmux_gateway.store import OutboxRow, PolicyRow, Store, StoreWriter, Transa
 from hsmux_protocol.errors import Busy, Conflict, Denied, HsmuxError, InternalError, OutcomeUnknown
 from hsmux_protocol.records import PolicyRecord
 from tests.gateway.journals import RECORDS, open_journal, records_in
-from tests.gateway.parts import Permissive, make_call
+from tests.gateway.parts import Permissive, Unasked, make_call
 from tests.gateway.store.sealer import AesSealer
 from tests.gateway.test_engine import Everybody
 
@@ -43,7 +43,7 @@ class Life:
         self.permits: Any = Permissive()
         self.writer = StoreWriter(store)
         self.catalog = Catalog()
-        self.effects = Effects(store, self.writer, self.catalog, self, self.outbox)
+        self.effects = Effects(store, self.writer, self.catalog, self, self.outbox, Unasked())
         self.recovery = Recovery(self.outbox, self.effects, self.journal, root)
         self.after: Callable[[], None] = lambda: None
         identities = Everybody()

@@ -36,6 +36,7 @@ def upgrade() -> None:
     ):
         op.create_index(f"{table}_row_revision_index", table, ["row_revision"])
     op.create_index("client_keys_access_point_id_index", "client_keys", ["access_point_id"])
+    op.create_index("requests_access_point_id_index", "requests", ["access_point_id"])
     op.create_index("intents_lease_until_ms_index", "intents", ["lease_until_ms"])
     op.create_index("idempotency_created_at_ms_index", "idempotency", ["created_at_ms"])
 
@@ -220,6 +221,18 @@ def _access_tables() -> None:
 
 
 def _work_tables() -> None:
+    _table(
+        "requests",
+        _column("request_hash", BYTES),
+        _column("access_point_id", BYTES),
+        _column("operation", TEXT),
+        _column("arguments", TEXT),
+        _column("touches", TEXT),
+        _column("approvals", BYTES),
+        _column("asked_at_ms", INTEGER),
+        _key("requests", "request_hash"),
+        _reference("requests", "access_point_id", "access_points"),
+    )
     _table(
         "counters",
         _column("key_id", BYTES),
