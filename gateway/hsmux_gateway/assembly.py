@@ -24,6 +24,7 @@ from hsmux_protocol.records import ExpiryRecord
 from hsmux_protocol.references import format_key_id
 
 from .access.administration import AdministrationService
+from .access.break_glass import forget_restoration, read_restoration
 from .access.identities import Identities
 from .access.permits import Permits
 from .access.policy_service import PolicyService
@@ -39,7 +40,7 @@ from .audit.explain_service import ExplainService
 from .audit.journal import Journal
 from .audit.layout import CHECKPOINTS
 from .audit.outbox import Outbox
-from .audit.records import RollbackAccepted
+from .audit.records import AdministratorRestored, RollbackAccepted
 from .audit.recovery import Recovery
 from .audit.retention import Retention
 from .audit.segments import ChainDamaged, RecordError, lock_log, open_chain
@@ -326,6 +327,19 @@ class Gateway:
             record = RollbackAccepted(now_ms(), revision, accepted.revision, accepted.at_ms)
             await self.journal.durable(self.journal.append(record))
             await self.anchor.write(accept=True)
+
+    async def record_restoration(self) -> None:
+        """Record that the first administrator was restored, if that was done meanwhile.
+
+        Raises:
+            HsmuxError: The store is away.
+            SyncFailed: The process must end.
+        """
+        restored = await self.effects.read(read_restoration)
+        if restored is not None:
+            record = AdministratorRestored(now_ms(), *restored)
+            await self.journal.durable(self.journal.append(record))
+            await self.effects.write(lambda t: forget_restoration(t, restored))
 
     async def sign_start(self) -> None:
         """Put the start of this process under a checkpoint."""

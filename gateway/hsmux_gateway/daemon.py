@@ -217,9 +217,10 @@ async def _read_catalogue(gateway: Gateway) -> None:
 
 
 async def _recover_records(gateway: Gateway) -> None:
-    """Append the records that an earlier process left in the store."""
+    """Append the records that earlier processes left in the store."""
     with _causes():
         await gateway.recovery.recover()
+        await _or_start_again(gateway.record_restoration)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ steps and finds all done but its own certificate.
        CA, do not carry the configured names, or are about to end
     8. the first administrator: client key as files, then its policy, access point and client key in
        the store; another client key where the files are gone, are of one that is revoked, or are
-       about to end; on demand its state and policy again, whatever became of them
+       about to end; on demand its state and policy again, whatever became of them, and no approvals
+       wanted any more (see `access.break_glass`)
 """
 
 import datetime
@@ -38,6 +39,7 @@ from hsmux_native import Arena
 from .access import first_policies
 from .access.administration import client_key_row
 from .access.authority import issue, issue_ca, server_names
+from .access.break_glass import note_restoration
 from .access.policy import Policy, format_policy
 from .access.trust import spki_sha256
 from .anchor import NO_AUDIT, make_keeper
@@ -484,7 +486,7 @@ async def _make_administrator(
 
 
 def _restore_administrator(policy: Policy, transaction: Transaction) -> None:
-    """Make the first administrator what it was: enabled, with its policy, from anywhere."""
+    """Make the first administrator what it was: enabled, with its policy, from anywhere, alone."""
     for point in transaction.select(AccessPointRow, name=ADMINISTRATOR):
         granted = PolicyRow(ADMINISTRATOR, format_policy(policy), now_ms())
         found = transaction.get(PolicyRow, ADMINISTRATOR)
@@ -496,6 +498,7 @@ def _restore_administrator(policy: Policy, transaction: Transaction) -> None:
             point, state="Enabled", policies=ADMINISTRATOR, network_rules=""
         )
         transaction.update(changed)
+        note_restoration(transaction, now_ms())
         log.warning("the first administrator has its state and its policy again")
 
 

@@ -1,6 +1,7 @@
 """`init`: it can be killed anywhere and run again, and mends what is missing."""
 
 import datetime
+import json
 import ssl
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.initialise import ADMINISTRATOR, FirstAdministrator, Initialised
 from hsmux_protocol import errors
 from tests.documents.sections import ROOT
+from tests.gateway.aging import make_old
 from tests.gateway.hardware import PIN, SOFTHSM, write_hardware_config
+from tests.gateway.journals import records_in
 from tests.gateway.raw_client import client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -213,6 +216,33 @@ def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
     (directory / "administrator.key").write_bytes(private_key)
     (directory / "ca.pem").write_text(ssl.DER_cert_to_PEM_cert(ca))
     return client_context(directory)
+
+
+def test_the_glass_can_be_broken_when_nobody_can_approve(tmp_path: Path) -> None:
+    """It wants no approvals any more, and is recorded once by the next gateway."""
+    config = write_config(tmp_path)
+    approves = {"effect": "allow", "role": "approver", "resources": ["*"]}
+    with running_gateway(config) as running:
+        with connect(running.address, client_context(running.administrator)) as first:
+            first.call("put_policy", "approver", json.dumps({"statements": [approves]}))
+            first.call("create_access_point", "second", "", ["approver"], [])
+            first.call("create_client_key", "second", None, 30)
+    make_old(config)
+    with running_gateway(config, init=False) as running:
+        with connect(running.address, client_context(running.administrator)) as first:
+            first.call("set_quorum", 1)
+            # Nobody has the private key of the one who could approve.
+            with pytest.raises(errors.ApprovalsMissing):
+                first.call("set_quorum", 0)
+    trio.run(run_init, load_config(config), FirstAdministrator(restored=True))
+    for _ in range(2):
+        with running_gateway(config, init=False) as running:
+            with connect(running.address, client_context(running.administrator)) as first:
+                assert first.call("show_quorum")[0].approvals == 0
+                assert first.call("set_quorum", 0)
+    records = records_in(running.directory / "audit")
+    (restored,) = [one for one in records if one["kind"] == "administrator_restored"]
+    assert restored["approvals"] == 1 and restored["restored_at"] < restored["at"]
 
 
 @pytest.mark.parametrize("loss", ["Disabled", "Deleted", "policy"])

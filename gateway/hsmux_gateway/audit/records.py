@@ -36,6 +36,7 @@ __all__ = [
     "KIND_NAMES",
     "RECORD_SIZE_MAX",
     "TEXT_MAX",
+    "AdministratorRestored",
     "AnyRecord",
     "CheckpointsRetired",
     "ClockJump",
@@ -311,6 +312,20 @@ class CheckpointsRetired(_Record, frozen=True, array_like=True, tag=11):
     digest: _Hash
 
 
+class AdministratorRestored(_Record, frozen=True, array_like=True, tag=12):
+    """An operator gave the first administrator its state and its policy again, past all policies.
+
+    Attributes:
+        restored_ms: When that was; `at_ms` is when the next gateway started.
+        approvals: How many approvals were wanted until then; since then none are.
+    """
+
+    kind = "administrator_restored"
+
+    restored_ms: _Moment
+    approvals: _Number
+
+
 AnyRecord = (
     Start
     | Stop
@@ -323,6 +338,7 @@ AnyRecord = (
     | RollbackAccepted
     | Recovered
     | CheckpointsRetired
+    | AdministratorRestored
 )
 
 KINDS: Final[Mapping[int, type[AnyRecord]]] = {
@@ -337,6 +353,7 @@ KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     9: RollbackAccepted,
     10: Recovered,
     11: CheckpointsRetired,
+    12: AdministratorRestored,
 }
 """Every kind by its number."""
 
@@ -393,6 +410,7 @@ def _key_id(key_id: bytes) -> str:
 _EXPORTED: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "at_ms": ("at", _moment),
     "made_ms": ("made_at", _moment),
+    "restored_ms": ("restored_at", _moment),
     "first_ms": ("first_at", _moment),
     "last_ms": ("last_at", _moment),
     "anchored_ms": ("anchored_at", _moment),

@@ -12,6 +12,7 @@ from hsmux_gateway.audit.chain import HEADER_SIZE, Place, parse_header, walk
 from hsmux_gateway.audit.checkpoints import CheckpointFile, sealed_note
 from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, segment_paths
 from hsmux_gateway.audit.records import (
+    AdministratorRestored,
     AnyRecord,
     CheckpointsRetired,
     ClockJump,
@@ -91,6 +92,7 @@ def every_kind() -> list[AnyRecord]:
         RollbackAccepted(AT_MS, 90, 100, AT_MS - 60_000),
         Recovered(**msgspec.structs.asdict(request(2)), made_ms=AT_MS - 5000, chain=b"C" * 16),
         CheckpointsRetired(AT_MS, 12, b"d" * 32),
+        AdministratorRestored(AT_MS, AT_MS - 60_000, 2),
     ]
 
 
