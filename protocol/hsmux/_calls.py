@@ -6,6 +6,7 @@ before anything is sent: a mistake costs no round trip.
 """
 
 import datetime
+import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -105,6 +106,8 @@ KeyName = str | Key
 
 ACCESS_POINT_PREFIX: Final = "ap-"
 CLIENT_KEY_PREFIX: Final = "ck-"
+
+_REQUEST: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
 VALIDITY_DAYS_DEFAULT: Final = 365
 """Days a client key is valid where none are named."""
@@ -624,13 +627,9 @@ def withdraw_request(request: str) -> Call[Request]:
 def _with_request(
     name: str, convert: Callable[[list[Any]], Request], request: str
 ) -> Call[Request]:
-    try:
-        if not isinstance(request, str):
-            raise ValueError
-        named = bytes.fromhex(request)
-    except ValueError:
-        raise InvalidArgument(f"{name}: request: must be 64 hexadecimal digits") from None
-    return make_call(name, convert, named)
+    if not isinstance(request, str) or not _REQUEST.fullmatch(request):
+        raise InvalidArgument(f"{name}: request: must be 64 hexadecimal digits")
+    return make_call(name, convert, bytes.fromhex(request))
 
 
 def status() -> Call[Status]:
