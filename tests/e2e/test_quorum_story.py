@@ -30,11 +30,12 @@ def example() -> tuple[str, list[str]]:
 
 def save(running: Running) -> None:
     """The administrator's profile, the default one."""
-    files = [
+    certificate, private_key, ca = (
         str(running.administrator / name)
         for name in ("administrator.pem", "administrator.key", "ca.pem")
-    ]
-    save_profile("administrator", Profile((running.address,), *files, "localhost"))
+    )
+    addresses = (running.address,)
+    save_profile("administrator", Profile(addresses, certificate, private_key, ca, "localhost"))
 
 
 class Shell:
