@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmux_gateway.access.approvals import (
@@ -37,6 +37,7 @@ from hsmux_gateway.store import (
     AccessPointRow,
     ClientKeyRow,
     MtlsBindingRow,
+    NetworkRuleRow,
     PolicyRow,
     RequestRow,
     Row,
@@ -55,7 +56,11 @@ EDGES_MS = [-DAY_MS - 1, -DAY_MS, -DAY_MS + 1, -1, 0]
 
 moments = st.sampled_from(EDGES_MS).map(lambda edge: NOW_MS + edge)
 flags = st.booleans()
-approvers = st.builds(Approver, flags, flags, flags, moments, flags)
+# Half of them are good ones, or the rules that look at them would hide the others.
+approvers = st.one_of(
+    st.just(Approver(True, True, False, NOW_MS - DAY_MS, True)),
+    st.builds(Approver, flags, flags, flags, moments, flags),
+)
 approvals = st.builds(
     Approval,
     st.sampled_from(POINTS),
@@ -80,6 +85,7 @@ def oracle(
     return all(good)
 
 
+@settings(max_examples=500)
 @given(
     moments, st.lists(approvals, max_size=8), st.dictionaries(st.sampled_from(POINTS), approvers)
 )
@@ -118,6 +124,9 @@ POLICIES = [
 ]
 
 
+HERE = NetworkRuleRow("here", "127.0.0.0/8", 1)
+
+
 class Deployment:
     """An administrator, two approvers and an application, and a clock that stands still.
 
@@ -130,11 +139,11 @@ class Deployment:
         self.store = Store.in_memory(deployment_id=b"d" * 16, created_at_ms=1)
         self.store.reseal(AesSealer(), lambda transaction: None)
         self.quorum = Quorum(Safeguards(Catalog()), lambda: self.at_ms)
-        rows: list[Row] = [*POLICIES]
+        rows: list[Row] = [*POLICIES, HERE]
         for number, has in enumerate(("administers", "approves", "approves", "uses")):
             point = POINTS[number]
-            created = NOW_MS - APPROVER_AGE_MS
-            rows.append(AccessPointRow(point, f"p{number}", "", "Enabled", has, "", created))
+            created, inside = NOW_MS - APPROVER_AGE_MS, "here" if number == 1 else ""
+            rows.append(AccessPointRow(point, f"p{number}", "", "Enabled", has, inside, created))
             rows.append(
                 ClientKeyRow(point, point, point * 2, "01", "", 1, 2**50, "Enabled", created)
             )
@@ -352,6 +361,16 @@ TOUCHED: dict[str, tuple[Row, str, tuple[Any, ...]]] = {
         "create_client_key",
         ("p0", None, 1),
     ),
+    "a network rule of an approver": (
+        NetworkRuleRow("here", "126.0.0.0/7", NOW_MS),
+        "put_network_rule",
+        ("here", ["126.0.0.0/7"]),
+    ),
+    "an approver's outside certificate": (
+        MtlsBindingRow("uri:spiffe://x/p1", POINTS[1]),
+        "update_access_point",
+        ("p1", None, None, [], [], [], [], ["uri:spiffe://x/p1"], []),
+    ),
     "an approver's client key": (
         ClientKeyRow(b"n" * 16, POINTS[1], b"n" * 32, "01", "", 1, 2**50, "Enabled", NOW_MS),
         "renew_client_key",
@@ -397,6 +416,26 @@ def test_approvers_that_are_needed_stay() -> None:
             deployment.change(row, "update_access_point", "p1", None, None, *nothing)
     assert deployment.waiting() == []
     assert deployment.store.read(lambda r: read_setting(r).approvals) == 2
+
+
+def test_who_asks_is_not_among_those_that_could_approve() -> None:
+    with pytest.raises(Conflict, match="there would be 1 that can approve"):
+        Deployment(2).change(WIDER, "put_policy", WIDER.name, DOCUMENT, by=1)
+
+
+def test_approvals_are_judged_before_the_change() -> None:
+    """An approver may approve what ends it."""
+    deployment = Deployment(1)
+    row = AccessPointRow(POINTS[1], "p1", "", "Disabled", "approves", "here", 1)
+    nothing: list[list[str]] = [[], [], [], [], [], []]
+
+    def ask() -> str:
+        return deployment.change(row, "update_access_point", "p1", None, "Disabled", *nothing)
+
+    with pytest.raises(Unapproved):
+        ask()
+    deployment.approve(1)
+    assert ask().endswith("approved by p1")
 
 
 def test_requests_that_wait_are_bounded() -> None:
