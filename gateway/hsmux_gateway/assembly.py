@@ -161,6 +161,7 @@ class Gateway:
         )
         self.turns = Turns()
         self.stopping = False
+        self._lacking = ""
         self.credentials: ServerCredentials | None = None
         self._sealer = sealer
         self._hsm_keys = HsmKeys(base.tokens, self.materials)
@@ -328,6 +329,10 @@ class Gateway:
             await self.journal.durable(self.journal.append(record))
             await self.anchor.write(accept=True)
 
+    async def look_for_approvers(self) -> None:
+        """Warn if more approvals are wanted than can be given: client keys end by themselves."""
+        self._lacking = await self.effects.read(self._quorum.lacking)
+
     async def record_restoration(self) -> None:
         """Record that the first administrator was restored, if that was done meanwhile.
 
@@ -365,6 +370,8 @@ class Gateway:
         ]
         found += self.reconciliation.unproven
         found += self.anchor.warnings()
+        if self._lacking:
+            found.append(self._lacking)
         worn = self._counters.worn()
         found += [
             f"{format_key_id(key_id)} version {version} was used {USES_ROTATE} times: replace it"

@@ -53,6 +53,9 @@ SURVEY_INTERVAL_S: Final = 3600.0
 RECOVER_INTERVAL_S: Final = 30.0
 """Seconds between looks for records of changes whose gateways are gone."""
 
+APPROVERS_INTERVAL_S: Final = 60.0
+"""Seconds between looks whether enough approvals could be given."""
+
 FORGET_INTERVAL_S: Final = 3600.0
 """Seconds between looks for idempotency tokens that are over."""
 
@@ -250,6 +253,7 @@ async def _run(
             nursery.start_soon(gateway.effects.poll, config.store.poll_ms / 1000)
             nursery.start_soon(_repeat, RECONCILE_INTERVAL_S, gateway.reconciliation.reconcile)
             nursery.start_soon(_repeat, SURVEY_INTERVAL_S, gateway.reconciliation.survey)
+            nursery.start_soon(_repeat, APPROVERS_INTERVAL_S, gateway.look_for_approvers)
             nursery.start_soon(_repeat, FORGET_INTERVAL_S, gateway.effects.forget)
             nursery.start_soon(_repeat, SETTLE_INTERVAL_S, gateway.recovery.settle)
             nursery.start_soon(_repeat, RECOVER_INTERVAL_S, gateway.recovery.recover)

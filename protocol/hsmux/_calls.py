@@ -39,11 +39,11 @@ from .results import (
     IssuedClientKey,
     Key,
     NetworkRule,
+    PendingRequest,
     Policy,
     PolicyDecision,
     PublicKey,
     Quorum,
-    Request,
     Signature,
     Status,
     TokenStatus,
@@ -259,8 +259,8 @@ def _quorum(record: QuorumRecord) -> Quorum:
     return Quorum(record.approvals, tuple(record.approvers), _moment(at_ms) if at_ms else None)
 
 
-def _request_of(record: RequestRecord, arguments: str = "") -> Request:
-    return Request(
+def _request_of(record: RequestRecord, arguments: str = "") -> PendingRequest:
+    return PendingRequest(
         record.request.hex(),
         record.access_point,
         record.operation,
@@ -420,7 +420,7 @@ def list_network_rules(following: bytes) -> Call[Page[NetworkRule]]:
     return _list("list_network_rules", _network_rule, following)
 
 
-def list_requests(following: bytes) -> Call[Page[Request]]:
+def list_requests(following: bytes) -> Call[Page[PendingRequest]]:
     """A page of requests that wait for approvals."""
     return _list("list_requests", _request_of, following)
 
@@ -609,24 +609,24 @@ def show_quorum() -> Call[Quorum]:
     return make_call("show_quorum", _one(_quorum))
 
 
-def approve_request(request: str) -> Call[Request]:
+def approve_request(request: str) -> Call[PendingRequest]:
     """Approve a request."""
     return _with_request("approve_request", _one(_request_of), request)
 
 
-def show_request(request: str) -> Call[Request]:
+def show_request(request: str) -> Call[PendingRequest]:
     """One request with its arguments."""
     return _with_request("show_request", lambda values: _request_of(*values), request)
 
 
-def withdraw_request(request: str) -> Call[Request]:
+def withdraw_request(request: str) -> Call[PendingRequest]:
     """Forget a request."""
     return _with_request("withdraw_request", _one(_request_of), request)
 
 
 def _with_request(
-    name: str, convert: Callable[[list[Any]], Request], request: str
-) -> Call[Request]:
+    name: str, convert: Callable[[list[Any]], PendingRequest], request: str
+) -> Call[PendingRequest]:
     if not isinstance(request, str) or not _REQUEST.fullmatch(request):
         raise InvalidArgument(f"{name}: request: must be 64 hexadecimal digits")
     return make_call(name, convert, bytes.fromhex(request))

@@ -41,11 +41,11 @@ from .results import (
     IssuedClientKey,
     Key,
     NetworkRule,
+    PendingRequest,
     Policy,
     PolicyDecision,
     PublicKey,
     Quorum,
-    Request,
     Signature,
     Status,
 )
@@ -577,7 +577,7 @@ class Client:
         *,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
-    ) -> Request:
+    ) -> PendingRequest:
         """Approve what another access point asks.
 
         Args:
@@ -591,11 +591,11 @@ class Client:
         """
         return self._perform(_calls.approve_request(request), timeout_s, idempotency_token)
 
-    def list_requests(self, *, timeout_s: float | None = None) -> list[Request]:
+    def list_requests(self, *, timeout_s: float | None = None) -> list[PendingRequest]:
         """All requests that wait for approvals, without their arguments."""
         return self._perform_pages(_calls.list_requests, timeout_s)
 
-    def show_request(self, request: str, *, timeout_s: float | None = None) -> Request:
+    def show_request(self, request: str, *, timeout_s: float | None = None) -> PendingRequest:
         """One request that waits for approvals, with its arguments.
 
         Raises:
@@ -609,7 +609,7 @@ class Client:
         *,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
-    ) -> Request:
+    ) -> PendingRequest:
         """Forget a request that waits for approvals, and those it has.
 
         Raises:

@@ -14,11 +14,11 @@ __all__ = [
     "IssuedClientKey",
     "Key",
     "NetworkRule",
+    "PendingRequest",
     "Policy",
     "PolicyDecision",
     "PublicKey",
     "Quorum",
-    "Request",
     "Signature",
     "Status",
     "TokenStatus",
@@ -264,7 +264,7 @@ class Quorum:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PendingRequest:
     """A request that waits for approvals.
 
     Attributes:

@@ -36,11 +36,11 @@ from .results import (
     IssuedClientKey,
     Key,
     NetworkRule,
+    PendingRequest,
     Policy,
     PolicyDecision,
     PublicKey,
     Quorum,
-    Request,
     Signature,
     Status,
 )
@@ -559,7 +559,7 @@ class TrioClient:
         *,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
-    ) -> Request:
+    ) -> PendingRequest:
         """Approve what another access point asks.
 
         Args:
@@ -573,11 +573,11 @@ class TrioClient:
         """
         return await self._perform(_calls.approve_request(request), timeout_s, idempotency_token)
 
-    async def list_requests(self, *, timeout_s: float | None = None) -> list[Request]:
+    async def list_requests(self, *, timeout_s: float | None = None) -> list[PendingRequest]:
         """All requests that wait for approvals, without their arguments."""
         return await self._perform_pages(_calls.list_requests, timeout_s)
 
-    async def show_request(self, request: str, *, timeout_s: float | None = None) -> Request:
+    async def show_request(self, request: str, *, timeout_s: float | None = None) -> PendingRequest:
         """One request that waits for approvals, with its arguments.
 
         Raises:
@@ -591,7 +591,7 @@ class TrioClient:
         *,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
-    ) -> Request:
+    ) -> PendingRequest:
         """Forget a request that waits for approvals, and those it has.
 
         Raises:

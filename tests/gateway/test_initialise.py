@@ -21,10 +21,10 @@ from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.initialise import ADMINISTRATOR, FirstAdministrator, Initialised
 from hsmux_protocol import errors
 from tests.documents.sections import ROOT
-from tests.gateway.aging import make_old
+from tests.gateway.aging import end_client_keys, make_old
 from tests.gateway.hardware import PIN, SOFTHSM, write_hardware_config
 from tests.gateway.journals import records_in
-from tests.gateway.raw_client import client_context, connect
+from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
 RUNS = [
@@ -218,6 +218,12 @@ def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
     return client_context(directory)
 
 
+def lacking(client: RawClient) -> list[str]:
+    """What the status warns of approvals."""
+    status = client.call("show_status")
+    return [w.partition(":")[0] for w in status[-2] if "approvals are wanted" in w]
+
+
 def test_the_glass_can_be_broken_when_nobody_can_approve(tmp_path: Path) -> None:
     """It wants no approvals any more, and is recorded once by the next gateway."""
     config = write_config(tmp_path)
@@ -231,9 +237,13 @@ def test_the_glass_can_be_broken_when_nobody_can_approve(tmp_path: Path) -> None
     with running_gateway(config, init=False) as running:
         with connect(running.address, client_context(running.administrator)) as first:
             first.call("set_quorum", 1)
-            # Nobody has the private key of the one who could approve.
+            assert lacking(first) == []
+    end_client_keys(config, "second")
+    with running_gateway(config, init=False) as running:
+        with connect(running.address, client_context(running.administrator)) as first:
             with pytest.raises(errors.ApprovalsMissing):
                 first.call("set_quorum", 0)
+            assert lacking(first) == ["1 approvals are wanted, and 0 can be given"]
     trio.run(run_init, load_config(config), FirstAdministrator(restored=True))
     for _ in range(2):
         with running_gateway(config, init=False) as running:

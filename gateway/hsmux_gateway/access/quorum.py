@@ -249,16 +249,36 @@ class Quorum:
                 f"{APPROVAL} granted, made 24 hours ago or longer"
             )
 
+    def lacking(self, reader: Reader) -> str:
+        """What an operator should mend if no administrator could get enough approvals; empty: one
+        could.
+        """
+        wanted = read_setting(reader).approvals
+        if not wanted:
+            return ""
+        approve = {row.access_point_id for row in self.approvers(reader)}
+        ask = self._usable(reader, self._safeguards.may_administer)
+        there = max((len(approve - {row.access_point_id}) for row in ask), default=0)
+        if there >= wanted:
+            return ""
+        return f"{wanted} approvals are wanted, and {there} can be given: see `hsmux quorum show`"
+
     def approvers(self, reader: Reader) -> list[AccessPointRow]:
         """The access points whose approvals would count now."""
-        at_ms = self.clock()
+        oldest_ms = self.clock() - APPROVER_AGE_MS
+        found = self._usable(reader, self._safeguards.may_approve)
+        return [row for row in found if row.created_at_ms <= oldest_ms]
+
+    def _usable(
+        self, reader: Reader, may: Callable[[Reader, AccessPointRow], bool]
+    ) -> list[AccessPointRow]:
+        """The access points that may do something and could connect."""
         can: dict[str, bool] = {}
         found = []
         for row in reader.select(AccessPointRow, state="Enabled"):
             if row.policies not in can:
-                can[row.policies] = self._safeguards.may_approve(reader, row)
-            is_old = at_ms >= row.created_at_ms + APPROVER_AGE_MS
-            if can[row.policies] and is_old and self._has_key(reader, row, at_ms):
+                can[row.policies] = may(reader, row)
+            if can[row.policies] and self._has_key(reader, row, self.clock()):
                 found.append(row)
         return found
 

@@ -330,6 +330,24 @@ def _check_purge(store: Store, make_sealer: MakeSealer) -> None:
     assert [row.created_at_ms for row in left] == [_NOW_MS + 1]
 
 
+def _check_delete(store: Store, make_sealer: MakeSealer) -> None:
+    """Rows that nobody follows go, if they are what was read; the sum follows."""
+    seal_store(store, make_sealer())
+    _insert_all(store, sample_rows())
+    (request,) = store.read(lambda reader: reader.select(RequestRow))
+    changed = msgspec.structs.replace(request, touches="somebody else")
+    store.write(lambda transaction: transaction.update(changed))
+    _refused(Conflict, lambda: store.write(lambda transaction: transaction.delete(request)))
+    (request,) = store.read(lambda reader: reader.select(RequestRow))
+    assert request.touches == "somebody else"
+    store.write(lambda transaction: transaction.delete(request))
+    assert store.read(lambda reader: reader.select(RequestRow)) == []
+    _refused(Conflict, lambda: store.write(lambda transaction: transaction.delete(request)))
+    (point,) = store.read(lambda reader: reader.select(AccessPointRow))
+    _refused(ValueError, lambda: store.write(lambda transaction: transaction.delete(point)))
+    assert store.read_changes(0).access_points == [point]
+
+
 def _check_intents(store: Store, make_sealer: MakeSealer) -> None:
     seal_store(store, make_sealer())
     intents = [
@@ -594,6 +612,7 @@ STORE_CHECKS: Final[tuple[Check, ...]] = (
     _check_groups,
     _check_idempotency,
     _check_purge,
+    _check_delete,
     _check_intents,
     _check_outbox,
     _check_counters,

@@ -12,7 +12,7 @@ from ..settings import Settings, verb
 from .connection import connect
 
 if TYPE_CHECKING:
-    from hsmux import Request
+    from hsmux import PendingRequest
 
 __all__ = [
     "approve",
@@ -94,7 +94,7 @@ def withdraw(settings: Settings, request: str) -> None:
     show_record(_without_arguments(gone), settings)
 
 
-def _without_arguments(request: "Request") -> dict[str, Any]:
+def _without_arguments(request: "PendingRequest") -> dict[str, Any]:
     """A request as a record where its arguments are not told."""
     record = record_of(request)
     del record["arguments"]
