@@ -70,7 +70,7 @@ EXIT_CODES: Final[dict[int, Exit]] = {
     3: Exit("not found", "Nothing has that name.", ("no such key", "no such profile")),
     4: Exit(
         "denied",
-        "One side does not accept the other, or the client key may not do this.",
+        "One side does not accept the other, or the client key may not do this, or not alone.",
         (
             "a revoked client key",
             "no policy allows it",

@@ -19,6 +19,7 @@ from hsmux_protocol import errors
 from hsmux_protocol.records import RequestRecord
 from tests.gateway.aging import make_old
 from tests.gateway.journals import requests_in
+from tests.gateway.outside import Signer, make_root, pem_of
 from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 from tests.postgresql import postgresql_cluster, postgresql_url
@@ -26,6 +27,7 @@ from tests.postgresql import postgresql_cluster, postgresql_url
 __all__ = ["postgresql_cluster", "postgresql_url"]
 
 APPROVERS = ("second", "third")
+THIRD = "spiffe://example.org/third"
 RACES = 3
 """Rounds; all of them in the long run."""
 
@@ -53,7 +55,7 @@ class Parties:
     Attributes:
         admin: The first administrator, who may do everything.
         second: An approver.
-        third: Another one.
+        third: Another one, known by certificates of an outside CA.
         young: An approver that was made just now.
     """
 
@@ -62,6 +64,13 @@ class Parties:
     second: RawClient
     third: RawClient
     young: RawClient
+    outside: Signer
+
+    def shown(self, directory: Path, key: ec.EllipticCurvePrivateKey | None = None) -> Any:
+        """A connection with a certificate of the outside CA that stands for the third."""
+        shown = self.outside.issue(uris=[THIRD], key=key)
+        context = shown.context(self.running.administrator / "ca.pem", directory)
+        return connect(self.running.address, context)
 
     def refused(self, *request: Any) -> bytes:
         """The one request that waits after a change lacked approvals."""
@@ -99,18 +108,26 @@ def connection(running: Running, directory: Path) -> Any:
 def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
     """Everybody; two approvals are wanted."""
     directory = tmp_path_factory.mktemp("quorum")
-    with prepared(write_config(directory)) as running, ExitStack() as stack:
+    root = make_root()
+    (directory / "root.pem").write_bytes(pem_of(root.certificate))
+    cas = f'[tls.outside_cas]\none = "{directory}/root.pem"\n'
+    with prepared(write_config(directory, cas)) as running, ExitStack() as stack:
         admin = stack.enter_context(connection(running, running.administrator))
         make_point(admin, directory, "young", "approver")
-        clients = [
+        nothing: list[list[str]] = [[], [], [], []]
+        known_by = [f"uri:{THIRD}"]
+        admin.call("update_access_point", "third", None, None, *nothing, known_by, [])
+        second, young = (
             stack.enter_context(connection(running, directory / name))
-            for name in (*APPROVERS, "young")
-        ]
+            for name in ("second", "young")
+        )
         with pytest.raises(errors.Conflict, match="there would be 2 that can approve"):
             admin.call("set_quorum", 3)
         shown = admin.call("set_quorum", 2)[0]
         assert (shown.approvals, shown.approvers) == (2, ["administrator", *APPROVERS])
-        yield Parties(running, admin, *clients)
+        made = Parties(running, admin, second, second, young, root)
+        made.third = stack.enter_context(made.shown(directory))
+        yield made
         assert "Traceback" not in running.log.read_text()
 
 
@@ -165,6 +182,19 @@ def test_what_a_certificate_is_for_is_told_and_nothing_secret(parties: Parties) 
     }
     gone = parties.third.call("withdraw_request", request)[0]
     assert gone.request == request and parties.waiting() == []
+
+
+def test_one_key_is_not_two_access_points(parties: Parties, tmp_path: Path) -> None:
+    """An outside CA certifies the administrator's own key for an approver."""
+    pem = (parties.running.administrator / "administrator.key").read_bytes()
+    key = serialization.load_pem_private_key(pem, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    request = parties.refused("set_quorum", 1)
+    with parties.shown(tmp_path, key) as shared:
+        record = shared.call("approve_request", request)[0]
+        assert (record.missing, record.approved_by) == (2, [])
+    assert parties.third.call("approve_request", request)[0].approved_by == ["third"]
+    parties.admin.call("withdraw_request", request)
 
 
 def test_an_application_is_administered_alone(parties: Parties) -> None:
