@@ -19,6 +19,7 @@ from .segments import mapped
 
 __all__ = [
     "LOOKUP_BYTES_MAX",
+    "QUORUM",
     "Decided",
     "Found",
     "decided_by",
@@ -32,6 +33,9 @@ LOOKUP_BYTES_MAX: Final = 1 << 30
 
 _REFERENCE: Final = re.compile(r"(r[0-9a-f]{12}-)[0-9a-f]{1,16}", re.ASCII)
 _DECIDED: Final = re.compile(r"(allowed|denied) by (\S+) (statement .+?)(?=; [a-z_]+: |$)")
+QUORUM: Final = "; quorum: "
+"""What stands in a statement between that of a policy and what approvals decided."""
+
 _NOBODY: Final = ("", bytes(16), bytes(16), "")
 _RUN: Final = write_record(Run(0, "", "", 0, *_NOBODY, 0, "", "", b"", 0, b"", 0, 0, 0))[:4]
 """What the body of a run begins with: the size of its array and its kind."""
@@ -115,8 +119,10 @@ def find_in_segment(path: Path, reference: str) -> Found | None:
 
 def decided_by(record: Request | Run) -> Decided | None:
     """The statement that decided on a request; None if none did."""
-    match = list(_DECIDED.finditer(record.statement))
-    if not match or record.statement.endswith(DEFAULT_DENIAL):
+    # Behind it are names that people gave, which could look like anything.
+    by_policies = record.statement.partition(QUORUM)[0]
+    match = list(_DECIDED.finditer(by_policies))
+    if not match or by_policies.endswith(DEFAULT_DENIAL):
         return None
     _, policy, statement = match[-1].groups()
     return Decided(policy, f"{policy} {statement}")

@@ -34,6 +34,7 @@ from ..store.rows import OutboxRow
 from ..store.transaction import Transaction
 from .calls import CallRecords
 from .journal import Journal
+from .lookup import QUORUM
 from .records import DONE, Request, write_record
 
 __all__ = ["LEASE_MS", "UNWAITED", "Outbox"]
@@ -91,7 +92,7 @@ class Outbox:
         """Note what decided beside that: approvals."""
         note = self._notes.get(call.reference)
         if note is not None:
-            note.statement = f"{note.statement}; {statement}"
+            note.statement = f"{note.statement}{QUORUM}{statement}"
 
     def post(self, transaction: Transaction, call: Call, values: list[object]) -> None:
         """Store the record of a change with it.

@@ -158,8 +158,13 @@ def test_a_change_is_done_when_enough_others_have_approved_it(parties: Parties) 
         parties.third.call("approve_request", request)
     records = requests_in(parties.running.directory / "audit")
     hexed = request.hex()
-    statements = [r["statement"] for r in records if r["operation"] == "put_policy"]
-    assert statements[-2].endswith(f"; request {hexed} approved by second, third")
+    changes = [r for r in records if r["operation"] == "put_policy"]
+    for change_record in changes[-4:]:
+        # What approvals decided is no part of the statement that allowed it.
+        explained = parties.admin.call("explain_reference", change_record["reference"])
+        assert explained[6:9:2] == ["administrator", "same"]
+    statements = [r["statement"] for r in changes]
+    assert statements[-2].endswith(f"; quorum: request {hexed} approved by second, third")
     assert sum(s.endswith(f"request {hexed} lacks 1 of 2 approvals") for s in statements) == 1
     given = [r for r in records if r["operation"] == "approve_request" and r["outcome"] == "done"]
     assert [r["access_point"] for r in given] == ["second", "second", "third"]
