@@ -15,7 +15,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from hsmux_native import backend
@@ -26,6 +26,7 @@ from hsmux_protocol.references import format_key_id
 from .access.administration import AdministrationService
 from .access.break_glass import forget_restoration, read_restoration
 from .access.identities import Identities
+from .access.limits import AccessLimits, Limit
 from .access.permits import Permits
 from .access.policy_service import PolicyService
 from .access.quorum import Quorum
@@ -133,6 +134,7 @@ class Gateway:
             self.catalog, self._rules, config.store.stale_s, self._refresh
         )
         permits = Permits(self._identities)
+        self._limits = _access_limits(config, self.catalog)
         self.metrics = Metrics()
         self.journal, self.checkpoints = _open_log(base, sealer, log_requests)
         self.retention = Retention(
@@ -261,6 +263,7 @@ class Gateway:
             outbox=self._outbox,
             metrics=self.metrics,
             requests_max=config.limits.requests_max,
+            limits=self._limits,
             runs=collect_runs(*services),
         )
 
@@ -434,6 +437,7 @@ class Gateway:
             lambda: self._key_ends.at(now_ms()).ending,
         )
         self.metrics.add_families(self._certificate_metrics)
+        self.metrics.add_families(self._limit_metrics)
         self.metrics.add_families(self._token_metrics)
 
     def _certificate_metrics(self) -> Iterator[Metric]:
@@ -446,8 +450,32 @@ class Gateway:
             family.add_metric([kind], _end_ms(certificate) / 1000)
         yield family
 
+    def _limit_metrics(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(
+            "hsmux_calls_limited",
+            "Calls refused because their access point was over a limit of its own.",
+            labels=["limit"],
+        )
+        for limit, number in self._limits.refused.items():
+            family.add_metric([limit], number)
+        yield family
+
     def _token_metrics(self) -> Iterator[Metric]:
         return iter(_token_families([t.statistics() for t in self.base.tokens.values()]))
+
+
+def _access_limits(config: Config, catalog: Catalog) -> AccessLimits:
+    """The limits of the catalogue's access points, which change as they do."""
+    default = config.limits
+    limits = AccessLimits(
+        Limit(
+            default.access_point_requests_per_s,
+            default.access_point_bytes_per_s,
+            default.access_point_in_flight,
+        )
+    )
+    catalog.on_rule_change(lambda changes: limits.apply(changes.access_points))
+    return limits
 
 
 def _log_directory(base: Foundation) -> Path:

@@ -25,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from hsmux_protocol.limits import BATCH_ITEMS_MAX
+from hsmux_protocol.operations import BYTES_PER_S_MAX, IN_FLIGHT_MAX, REQUESTS_PER_S_MAX
 
 from .audit.segments import SEGMENT_SIZE, SEGMENT_SIZE_MAX, SEGMENT_SIZE_MIN
 from .errors import EXIT_CONFIGURATION, OperatorError
@@ -281,6 +282,27 @@ class Limits(Section, frozen=True, kw_only=True):
     send_timeout_s: Annotated[
         float, Meta(gt=0, le=600, description="Seconds a peer may leave answers unread.")
     ] = 30.0
+    access_point_requests_per_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=REQUESTS_PER_S_MAX,
+            description="Requests a second, items of batches counted, of an access point that has "
+            "no limit of its own. 0: as many as come.",
+        ),
+    ] = 0
+    access_point_bytes_per_s: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=BYTES_PER_S_MAX,
+            description="Bytes of requests a second, likewise.",
+        ),
+    ] = 0
+    access_point_in_flight: Annotated[
+        int,
+        Meta(ge=0, le=IN_FLIGHT_MAX, description="Requests in work at a time, likewise."),
+    ] = 0
 
 
 class Keys(Section, frozen=True, kw_only=True):

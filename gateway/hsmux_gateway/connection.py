@@ -78,7 +78,7 @@ from .buffers import BufferLease, ConnectionBuffers
 from .call import Call, Outcome, Principal
 from .clock import now_ms
 from .config import Limits
-from .engine import Engine, NotRecorded
+from .engine import Engine, NotRecorded, OverLimit
 from .fairness import SLICE_NS, FairBudget, Turns
 from .requests import Asked, error_frame, read_request
 from .runs import Run
@@ -131,7 +131,7 @@ class _Recorded(enum.Enum):
 
 def _recorded(call: Call, outcome: Outcome, *, always_durable: bool) -> _Recorded:
     """Who manages, or is refused, is on record even after a power cut; if wanted, everybody."""
-    if isinstance(outcome, NotRecorded):
+    if isinstance(outcome, NotRecorded | OverLimit):
         return _Recorded.NOT
     if always_durable or isinstance(outcome, Denied | Unauthenticated):
         return _Recorded.DURABLE

@@ -18,8 +18,8 @@ reference, and nobody else notices.
 Every call leaves one record, whatever became of it: done, refused, failed, out of time or
 cancelled. A front that finds a request unreadable still brings it here, with the refusal it would
 give, so that it is decided and recorded like any other: a revoked client key learns that it is
-revoked and nothing about its arguments. The one exception are calls refused because nothing can be
-recorded.
+revoked and nothing about its arguments. The exceptions are calls refused because nothing can be
+recorded, and those over a limit.
 
 Idempotency: a changing call with a token whose effect is already stored gets the stored answer,
 after it was decided again. The effect and its memory are one store transaction (see `effects`).
@@ -28,6 +28,10 @@ Runs: requests of one connection that came together and differ in nothing but th
 are decided once and done by one handler, `<operation>_run`, where the operation has one. Each is
 recorded and answered for itself, and when anything about a run is not as usual, its calls are done
 one by one: what becomes of a call never depends on its neighbours.
+
+Limits of an access point come before anything else of a call is looked at (`access.limits`). A call
+over one is Busy and is counted in the audit log instead of recorded, so that nobody can fill a disk
+with what is refused. A run takes its cost at once.
 
 Bounds: calls in work are a `FairBudget` between access points; over it a call is Busy at once.
 A call whose deadline passed while it waited for its turn is not begun.
@@ -54,12 +58,14 @@ from hsmux_protocol.fields import write_fields
 from hsmux_protocol.operations import OPERATIONS
 
 from .access.decision import CallFacts, Decision, decide_again, unknown_because
+from .access.limits import AccessLimits, Over
 from .access.permits import refuse_denied, refuse_stranger
 from .audit.calls import CallRecords
 from .audit.journal import Journal
 from .audit.outbox import Outbox
 from .audit.records import DONE
 from .call import Call, Outcome
+from .clock import now_ms
 from .fairness import FairBudget
 from .metrics import Metrics
 
@@ -69,6 +75,7 @@ __all__ = [
     "Identities",
     "Memory",
     "NotRecorded",
+    "OverLimit",
     "RunHandler",
     "arguments_hash",
     "collect_handlers",
@@ -88,6 +95,10 @@ RETRY_AFTER_MS: Final = 100
 
 class NotRecorded(Unavailable):
     """Nothing can be recorded, so nothing was done; of this answer alone there is no record."""
+
+
+class OverLimit(Busy):
+    """A limit of the access point is reached; of this answer there is no record of its own."""
 
 
 class Identities(Protocol):
@@ -166,6 +177,7 @@ class Engine:
         outbox: Takes the records of calls that change something.
         metrics: Counts calls by operation and outcome.
         requests_max: Calls in work at most; more get Busy.
+        limits: Of the access points; none has any where this is left out.
         runs: From `collect_runs`.
     """
 
@@ -180,6 +192,7 @@ class Engine:
         outbox: Outbox,
         metrics: Metrics,
         requests_max: int,
+        limits: AccessLimits | None = None,
         runs: Mapping[str, RunHandler] | None = None,
     ) -> None:
         self._handlers = handlers
@@ -188,6 +201,7 @@ class Engine:
         self._memory = memory
         self._metrics = metrics
         self._in_work = FairBudget(requests_max)
+        self._limits = limits or AccessLimits()
         self._records = records
         self._outbox = outbox
         self.journal = journal
@@ -201,7 +215,12 @@ class Engine:
         return self._in_work.used
 
     async def call(
-        self, call: Call, *, refusal: HsmuxError | None = None, waits: bool = True
+        self,
+        call: Call,
+        *,
+        refusal: HsmuxError | None = None,
+        waits: bool = True,
+        is_admitted: bool = False,
     ) -> list[Any]:
         """Do one call.
 
@@ -210,12 +229,14 @@ class Engine:
             refusal: Why the front cannot have it done; raised if the caller is who it was.
             waits: Whether it may wait for something; one that does not is over before it could
                 count as work.
+            is_admitted: Whether its cost was taken already.
 
         Returns:
             The result values, encodable, in the order of the operation table.
 
         Raises:
             NotRecorded: It was not even looked at.
+            OverLimit: Likewise; its access point asked for too much.
             HsmuxError: It was refused or failed; its reference is the call's.
         """
         started = time.perf_counter_ns()
@@ -225,6 +246,14 @@ class Engine:
                 reference=call.reference,
                 retry_after_ms=RETRY_AFTER_MS,
             )
+        if not is_admitted:
+            tenant = call.principal.access_point_id
+            meter = self._limits.meters.get(tenant)
+            if meter is not None:
+                in_work = self._in_work.held(tenant) if waits else 0
+                over = meter.take(call, started, in_work)
+                if over is not None:
+                    raise self._over_limit(call, over, started)
         failure: HsmuxError | None = None
         is_done = False
         statement = ""
@@ -266,9 +295,10 @@ class Engine:
             calls: In the order in which they came.
         """
         started = time.perf_counter_ns()
-        done = None if self.journal.failing else await self._done_together(calls)
+        is_admitted = not self.journal.failing and self._admits(calls, started)
+        done = await self._done_together(calls) if is_admitted else None
         if done is None:
-            return [await self._outcome(call) for call in calls]
+            return [await self._outcome(call, is_admitted) for call in calls]
         outcomes, statement = done
         elapsed_ns = time.perf_counter_ns() - started
         answers = [outcome for outcome in outcomes if not isinstance(outcome, HsmuxError)]
@@ -299,11 +329,24 @@ class Engine:
             # Whatever it is, each call meets it again by itself and is told of it.
             return None
 
-    async def _outcome(self, call: Call) -> Outcome:
+    async def _outcome(self, call: Call, is_admitted: bool) -> Outcome:
         try:
-            return await self.call(call, waits=False)
+            return await self.call(call, waits=False, is_admitted=is_admitted)
         except HsmuxError as error:
             return error
+
+    def _admits(self, calls: Sequence[Call], now_ns: int) -> bool:
+        """Whether the cost of calls of one connection was taken, all of it."""
+        meter = self._limits.meters.get(calls[0].principal.access_point_id)
+        return meter is None or meter.take_together(calls, now_ns)
+
+    def _over_limit(self, call: Call, over: Over, started_ns: int) -> OverLimit:
+        """The refusal of a call that was not admitted, which is counted."""
+        elapsed_ns = time.perf_counter_ns() - started_ns
+        self._metrics.count(call.operation.name, Busy.__name__, elapsed_ns)
+        self._limits.refused[over.limit] += 1
+        self.journal.limited.count(call.principal.access_point, over.limit, now_ms())
+        return OverLimit(over.text, reference=call.reference, retry_after_ms=over.retry_after_ms)
 
     def _decide(self, call: Call, refusal: HsmuxError | None) -> tuple[CallFacts, Decision]:
         """What is decided on a call; its refusal is raised if the caller is who it was."""

@@ -20,6 +20,7 @@ from hsmux_protocol.records import (
     AccessPointRecord,
     ClientKeyRecord,
     KeyRecord,
+    LimitsRecord,
     NetworkRuleRecord,
     PolicyRecord,
     QuorumRecord,
@@ -108,6 +109,12 @@ ACCESS_POINT_PREFIX: Final = "ap-"
 CLIENT_KEY_PREFIX: Final = "ck-"
 
 _REQUEST: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+
+
+Limits = tuple[int | None, int | None, int | None]
+"""Requests and bytes a second, and requests in flight; None: not named."""
+
+NO_LIMITS: Final[Limits] = (None, None, None)
 
 VALIDITY_DAYS_DEFAULT: Final = 365
 """Days a client key is valid where none are named."""
@@ -236,6 +243,7 @@ def _access_point(record: AccessPointRecord) -> AccessPoint:
         tuple(record.network_rules),
         _moment(record.created_at_ms),
         tuple(record.mtls),
+        *(limit or 0 for limit in record.limits),
     )
 
 
@@ -425,12 +433,23 @@ def list_requests(following: bytes) -> Call[Page[PendingRequest]]:
     return _list("list_requests", _request_of, following)
 
 
+def _limits(limits: Limits) -> LimitsRecord | None:
+    """Limits as a request has them: nothing if none is named."""
+    return None if limits == NO_LIMITS else LimitsRecord(*limits)
+
+
 def create_access_point(
-    name: str, description: str, policies: Sequence[str], mtls: Sequence[str]
+    name: str,
+    description: str,
+    policies: Sequence[str],
+    mtls: Sequence[str],
+    limits: Limits = NO_LIMITS,
 ) -> Call[AccessPoint]:
     """Make an access point."""
     lists = [list(policies), list(mtls)]
-    return make_call("create_access_point", _one(_access_point), name, description, *lists)
+    return make_call(
+        "create_access_point", _one(_access_point), name, description, *lists, _limits(limits)
+    )
 
 
 def show_access_point(access_point: str) -> Call[AccessPoint]:
@@ -443,6 +462,7 @@ def update_access_point(
     description: str | None,
     enabled: bool | None,
     moved: tuple[Sequence[str], ...],
+    limits: Limits = NO_LIMITS,
 ) -> Call[AccessPoint]:
     """Change an access point.
 
@@ -451,12 +471,11 @@ def update_access_point(
         description: New words; None: those that are there.
         enabled: Whether it is accepted; None: as it is.
         moved: Policies to add and to remove, network rules and certificates of other CAs likewise.
+        limits: Those that are not None change.
     """
     state = None if enabled is None else ("Enabled" if enabled else "Disabled")
-    lists = map(list, moved)
-    return make_call(
-        "update_access_point", _one(_access_point), access_point, description, state, *lists
-    )
+    arguments = (access_point, description, state, *map(list, moved), _limits(limits))
+    return make_call("update_access_point", _one(_access_point), *arguments)
 
 
 def delete_access_point(access_point: str) -> Call[AccessPoint]:

@@ -368,6 +368,9 @@ class Client:
         description: str = "",
         policies: Sequence[str] = (),
         mtls: Sequence[str] = (),
+        requests_per_s: int | None = None,
+        bytes_per_s: int | None = None,
+        in_flight: int | None = None,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
@@ -379,6 +382,10 @@ class Client:
             policies: Names of at most 16 policies; without any it may do nothing.
             mtls: By what it is known in certificates of the gateway's outside CAs: `uri:` and a URI
                 of the subject alternative names, or `spki:` and the SHA-256 of the public key.
+            requests_per_s: Requests a second it may send, items of batches counted; more are Busy.
+                None or 0: as many as the gateway's configuration says.
+            bytes_per_s: Bytes of requests a second, likewise.
+            in_flight: Requests that may be in work at a time, likewise.
             timeout_s: Seconds.
             idempotency_token: 16 bytes.
 
@@ -386,7 +393,8 @@ class Client:
             Conflict: The name is taken, or another access point is known by such a certificate.
             NotFound: There is no such policy.
         """
-        call = _calls.create_access_point(name, description, policies, mtls)
+        limits = (requests_per_s, bytes_per_s, in_flight)
+        call = _calls.create_access_point(name, description, policies, mtls, limits)
         return self._perform(call, timeout_s, idempotency_token)
 
     def show_access_point(
@@ -411,6 +419,9 @@ class Client:
         remove_network_rules: Sequence[str] = (),
         add_mtls: Sequence[str] = (),
         remove_mtls: Sequence[str] = (),
+        requests_per_s: int | None = None,
+        bytes_per_s: int | None = None,
+        in_flight: int | None = None,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
@@ -426,6 +437,10 @@ class Client:
             remove_network_rules: Names of network rules it loses.
             add_mtls: By what it is known in certificates of other CAs from now on.
             remove_mtls: By what it is known no more.
+            requests_per_s: Requests a second it may send, items of batches counted; None: as
+                before, 0: as many as the gateway's configuration says.
+            bytes_per_s: Bytes of requests a second, likewise.
+            in_flight: Requests that may be in work at a time, likewise.
             timeout_s: Seconds.
             idempotency_token: 16 bytes.
 
@@ -439,7 +454,8 @@ class Client:
             *(add_policies, remove_policies, add_network_rules, remove_network_rules),
             *(add_mtls, remove_mtls),
         )
-        call = _calls.update_access_point(access_point, description, enabled, moved)
+        limits = (requests_per_s, bytes_per_s, in_flight)
+        call = _calls.update_access_point(access_point, description, enabled, moved, limits)
         return self._perform(call, timeout_s, idempotency_token)
 
     def delete_access_point(

@@ -153,6 +153,10 @@ class AccessPoint:
             be anywhere.
         created_at: When it was made, UTC.
         mtls: By what it is known in certificates of other CAs, `uri:<URI>` or `spki:<SHA-256>`.
+        requests_per_s: Requests a second it may send, items of batches counted; 0: as many as the
+            gateway's configuration lets an access point that has no limit of its own.
+        bytes_per_s: Bytes of requests a second, likewise.
+        in_flight: Requests that may be in work at a time, likewise.
     """
 
     access_point_id: str
@@ -163,6 +167,9 @@ class AccessPoint:
     network_rules: tuple[str, ...]
     created_at: datetime.datetime
     mtls: tuple[str, ...] = ()
+    requests_per_s: int = 0
+    bytes_per_s: int = 0
+    in_flight: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from .records import (
     ClientKeyRecord,
     ExpiryRecord,
     KeyRecord,
+    LimitsRecord,
     NetworkRuleRecord,
     PolicyRecord,
     QuorumRecord,
@@ -51,9 +52,11 @@ from .references import MTLS_SIZE_MAX
 __all__ = [
     "APPROVALS_MAX",
     "APPROVERS_SHOWN_MAX",
+    "BYTES_PER_S_MAX",
     "CLIENT_KEYS_MAX",
     "DOCUMENT_SIZE_MAX",
     "ENVELOPE_SIZE_MAX",
+    "IN_FLIGHT_MAX",
     "MTLS_MAX",
     "NETWORKS_MAX",
     "OPERATIONS",
@@ -63,6 +66,7 @@ __all__ = [
     "PERMISSIONS",
     "POLICIES_MAX",
     "RECORDS",
+    "REQUESTS_PER_S_MAX",
     "ROLES",
     "SIGNATURE_SIZE_MAX",
     "TOUCHED_SHOWN_MAX",
@@ -95,6 +99,12 @@ TOUCHED_SHOWN_MAX: Final = 8
 """Names of those whose access a request would change, in each record of it."""
 REQUEST_TEXT_SIZE_MAX: Final = 128 * 1024
 """Bytes of a request's arguments in readable form."""
+REQUESTS_PER_S_MAX: Final = 10_000_000
+"""Requests a second that a limit of an access point can be."""
+BYTES_PER_S_MAX: Final = 2**32 - 1
+"""Bytes a second that a limit of an access point can be."""
+IN_FLIGHT_MAX: Final = 1_000_000
+"""Requests in work that a limit of an access point can be."""
 _TIME_MS_MAX: Final = 2**53
 
 OPTIONS: Final[dict[str, Binary]] = {
@@ -185,6 +195,14 @@ KEY_RECORD: Final = Record(
         Field("created_at_ms", _TIME),
     ),
 )
+LIMITS_RECORD: Final = Record(
+    LimitsRecord,
+    (
+        Field("requests_per_s", Optional(Integer(REQUESTS_PER_S_MAX))),
+        Field("bytes_per_s", Optional(Integer(BYTES_PER_S_MAX))),
+        Field("in_flight", Optional(Integer(IN_FLIGHT_MAX))),
+    ),
+)
 ACCESS_POINT_RECORD: Final = Record(
     AccessPointRecord,
     (
@@ -196,6 +214,7 @@ ACCESS_POINT_RECORD: Final = Record(
         Field("network_rules", _POLICIES),
         Field("created_at_ms", _TIME),
         Field("mtls", _MTLS),
+        Field("limits", LIMITS_RECORD),
     ),
 )
 POLICY_RECORD: Final = Record(
@@ -252,6 +271,7 @@ REQUEST_RECORD: Final = Record(
     ),
 )
 _WAITING: Final = (Field("request", REQUEST_RECORD),)
+_LIMITS: Final = Field("limits", Optional(LIMITS_RECORD))
 _CSR: Final = Field("csr", Optional(Binary(16384, 1)))
 _ISSUED: Final = (
     Field("client_key", CLIENT_KEY_RECORD),
@@ -282,6 +302,7 @@ TOKEN_RECORD: Final = Record(
 RECORDS: Final = (
     KEY_RECORD,
     ACCESS_POINT_RECORD,
+    LIMITS_RECORD,
     CLIENT_KEY_RECORD,
     POLICY_RECORD,
     NETWORK_RULE_RECORD,
@@ -452,6 +473,7 @@ _TABLE: Final = (
             Field("description", Text(DESCRIPTION_SIZE_MAX)),
             Field("policies", _POLICIES),
             Field("mtls", _MTLS),
+            _LIMITS,
         ),
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="create_access_point",
@@ -497,6 +519,7 @@ _TABLE: Final = (
             Field("remove_network_rules", _POLICIES),
             Field("add_mtls", _MTLS),
             Field("remove_mtls", _MTLS),
+            _LIMITS,
         ),
         (Field("access_point", ACCESS_POINT_RECORD),),
         permission="update_access_point",

@@ -9,6 +9,7 @@ __all__ = [
     "ClientKeyRecord",
     "ExpiryRecord",
     "KeyRecord",
+    "LimitsRecord",
     "NetworkRuleRecord",
     "PolicyRecord",
     "QuorumRecord",
@@ -50,6 +51,22 @@ class KeyRecord(NamedTuple):
     created_at_ms: int
 
 
+class LimitsRecord(NamedTuple):
+    """What an access point may ask for.
+
+    0 stands for what the deployment has set, and None, in a request, for what there is.
+
+    Attributes:
+        requests_per_s: Requests a second; of a batch each item is one.
+        bytes_per_s: Bytes of requests a second.
+        in_flight: Requests in work at a time.
+    """
+
+    requests_per_s: int | None
+    bytes_per_s: int | None
+    in_flight: int | None
+
+
 class AccessPointRecord(NamedTuple):
     """An application access point: the identity of one application.
 
@@ -64,6 +81,7 @@ class AccessPointRecord(NamedTuple):
         created_at_ms: When it was made, in milliseconds since 1970 UTC.
         mtls: By what it is known in certificates of other CAs, `uri:<URI>` or `spki:<SHA-256>`,
             ascending.
+        limits: What it may ask for.
     """
 
     access_point_id: bytes
@@ -74,6 +92,7 @@ class AccessPointRecord(NamedTuple):
     network_rules: list[str]
     created_at_ms: int
     mtls: list[str]
+    limits: LimitsRecord
 
 
 class PolicyRecord(NamedTuple):

@@ -242,8 +242,8 @@ def result_of(request: Request) -> list[Any]:
         column = request.arguments[3]
         return [pack_u16_column([0] * column_count(column)), column, bytes(16), 1]
     assert name == "create_access_point"
-    name, description, policies, mtls = request.arguments
-    return [[bytes(16), name, description, "Enabled", policies, [], 0, mtls]]
+    name, description, policies, mtls, _ = request.arguments
+    return [[bytes(16), name, description, "Enabled", policies, [], 0, mtls, [0, 0, 0]]]
 
 
 Script = Callable[[Conversation], None]

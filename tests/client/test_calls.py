@@ -14,7 +14,7 @@ from hsmux._calls import Call, Page
 from hsmux._pem import der_of_request, pem_of
 from hsmux_protocol.fields import read_fields
 from hsmux_protocol.operations import OPERATIONS
-from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, KeyRecord
+from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, KeyRecord, LimitsRecord
 from hsmux_protocol.references import format_identifier
 
 KEY = KeyRecord(
@@ -31,10 +31,10 @@ CALLS: dict[str, Call[Any]] = {
     "create_key": _calls.create_key("AES_256", None, None, None, None, "", None),
     "show_key": _calls.show_key("alias/a"),
     "list_keys": _calls.list_keys(b""),
-    "create_access_point": _calls.create_access_point("a", "", ["p"], ["uri:a:b"]),
+    "create_access_point": _calls.create_access_point("a", "", ["p"], ["uri:a:b"], (1, None, 0)),
     "show_access_point": _calls.show_access_point("a"),
     "update_access_point": _calls.update_access_point(
-        "a", None, True, (["p"], [], [], ["n"], ["uri:a:b"], [])
+        "a", None, True, (["p"], [], [], ["n"], ["uri:a:b"], []), (None, 2, 3)
     ),
     "delete_access_point": _calls.delete_access_point("a"),
     "show_client_key": _calls.show_client_key(format_identifier("ck-", bytes(16))),
@@ -190,7 +190,7 @@ def test_what_is_not_said_about_a_key_follows_from_the_rest() -> None:
 
 
 def test_a_list_that_has_no_end_is_a_protocol_error() -> None:
-    record = AccessPointRecord(bytes(16), "a", "", "Enabled", [], [], 0, [])
+    record = AccessPointRecord(bytes(16), "a", "", "Enabled", [], [], 0, [], LimitsRecord(0, 0, 0))
     page = CALLS["list_access_points"].result([[record], b"next"])
     assert _calls.following_page(page, b"") == b"next"
     assert _calls.following_page(Page([], b""), b"next") == b""

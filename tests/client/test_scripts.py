@@ -237,7 +237,7 @@ def test_a_lost_request_is_done_again_and_a_change_only_under_its_token(
     assert [request.arguments for request in read] == [[1]] * 3
     assert [request.options for request in read] == [{}] * 3
     assert len({repr(request.options) for request in changed}) == 1
-    assert [request.arguments for request in changed] == [["a", "b", [], []]] * 3
+    assert [request.arguments for request in changed] == [["a", "b", [], [], None]] * 3
     assert len(changed[0].options["idempotency_token"]) == 16
 
 

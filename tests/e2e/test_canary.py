@@ -153,7 +153,7 @@ def _refused(running: Running, talk: Talk, directory: Path) -> Iterator[list[byt
     """An application whose policy looks at the context is refused, and that is explained."""
     admin = talk.client
     policy = put(admin, allow(["encrypt"], "alias/orders", context={"tenant": "a"}))
-    (point,) = admin.call("create_access_point", "looked-at", "", [policy], [])
+    (point,) = admin.call("create_access_point", "looked-at", "", [policy], [], None)
     keys = [_private_bytes(admin.call("create_client_key", "looked-at", None, 30)[3])]
     with connected(running, admin, point, directory) as client:
         with pytest.raises(Denied) as refused:

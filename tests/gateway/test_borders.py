@@ -132,7 +132,7 @@ def test_a_bad_argument_costs_one_typed_answer(client: RawClient, name: str) -> 
 
 
 def _client_key(client: RawClient, directory: Path, name: str) -> tuple[ssl.SSLContext, bytes]:
-    client.call("create_access_point", name, "", ["administrator"], [])
+    client.call("create_access_point", name, "", ["administrator"], [], None)
     record, certificate, ca, private_key = client.call("create_client_key", name, None, 30)
     (directory / "administrator.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate))
     (directory / "administrator.key").write_bytes(private_key)

@@ -62,7 +62,7 @@ def flooded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 def _make_identity(running: Running, client: RawClient, name: str) -> None:
-    client.call("create_access_point", name, "", ["administrator"], [])
+    client.call("create_access_point", name, "", ["administrator"], [], None)
     _, certificate, _, key = client.call("create_client_key", name, None, 30)
     pem = ssl.DER_cert_to_PEM_cert(certificate).encode() + key
     (running.directory / f"{name}.pem").write_bytes(pem)

@@ -121,7 +121,7 @@ def test_a_revoked_administrator_gets_another_client_key(tmp_path: Path) -> None
         context = client_context(running.administrator)
         with connect(running.address, context) as client:
             (first,), _ = client.call("list_client_keys", b"", 100)
-            client.call("create_access_point", "second", "", ["administrator"], [])
+            client.call("create_access_point", "second", "", ["administrator"], [], None)
             certificate, private_key = client.call("create_client_key", "second", None, 30)[1::2]
             other = tmp_path / "other.pem"
             der = x509.load_der_x509_certificate(certificate)
@@ -210,7 +210,7 @@ def test_a_token_that_lost_its_root_is_one_line_for_the_operator(tmp_path: Path)
 
 def _second_administrator(running: Running, directory: Path) -> ssl.SSLContext:
     with connect(running.address, client_context(running.administrator)) as first:
-        first.call("create_access_point", "second", "", ["administrator"], [])
+        first.call("create_access_point", "second", "", ["administrator"], [], None)
         _, certificate, ca, private_key = first.call("create_client_key", "second", None, 30)
     (directory / "administrator.pem").write_text(ssl.DER_cert_to_PEM_cert(certificate))
     (directory / "administrator.key").write_bytes(private_key)
@@ -231,7 +231,7 @@ def test_the_glass_can_be_broken_when_nobody_can_approve(tmp_path: Path) -> None
     with running_gateway(config) as running:
         with connect(running.address, client_context(running.administrator)) as first:
             first.call("put_policy", "approver", json.dumps({"statements": [approves]}))
-            first.call("create_access_point", "second", "", ["approver"], [])
+            first.call("create_access_point", "second", "", ["approver"], [], None)
             first.call("create_client_key", "second", None, 30)
     make_old(config)
     with running_gateway(config, init=False) as running:
@@ -265,10 +265,10 @@ def test_the_glass_can_be_broken(tmp_path: Path, loss: str) -> None:
             if loss == "Deleted":
                 second.call("delete_access_point", ADMINISTRATOR)
             elif loss == "Disabled":
-                second.call("update_access_point", ADMINISTRATOR, None, loss, *nothing)
+                second.call("update_access_point", ADMINISTRATOR, None, loss, *nothing, None)
             else:
                 gone = [[], [ADMINISTRATOR], *nothing[2:]]
-                second.call("update_access_point", ADMINISTRATOR, None, None, *gone)
+                second.call("update_access_point", ADMINISTRATOR, None, None, *gone, None)
     trio.run(run_init, load_config(config), FirstAdministrator(restored=True))
     with running_gateway(config, init=False) as running:
         with connect(running.address, client_context(running.administrator)) as first:

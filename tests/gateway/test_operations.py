@@ -280,7 +280,7 @@ def test_a_token_repeats_the_answer_and_makes_nothing_new(client: RawClient) -> 
 
 def test_an_answer_with_a_secret_is_not_repeated(client: RawClient) -> None:
     (point,) = client.call(
-        "create_access_point", f"secret-{next(_aliases)}", "", ["administrator"], []
+        "create_access_point", f"secret-{next(_aliases)}", "", ["administrator"], [], None
     )
     token = b"secretsecret0000"
     answer = client.call("create_client_key", point.name, None, 30, idempotency_token=token)
@@ -296,7 +296,7 @@ def test_a_secret_is_told_once_to_those_who_ask_at_the_same_time(
     gateway: Running, context: ssl.SSLContext, client: RawClient
 ) -> None:
     (point,) = client.call(
-        "create_access_point", f"secret-{next(_aliases)}", "", ["administrator"], []
+        "create_access_point", f"secret-{next(_aliases)}", "", ["administrator"], [], None
     )
     start, outcomes = threading.Barrier(4), list[Any]()
 
@@ -355,7 +355,7 @@ def _request(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def test_a_request_is_certified_and_only_its_key_is_taken_over(client: RawClient) -> None:
     (point,) = client.call(
-        "create_access_point", f"csr-{next(_aliases)}", "", ["administrator"], []
+        "create_access_point", f"csr-{next(_aliases)}", "", ["administrator"], [], None
     )
     key = ec.generate_private_key(ec.SECP256R1())
     record, der, _, private_key = client.call("create_client_key", point.name, _request(key), 30)
@@ -370,7 +370,7 @@ def test_a_request_is_certified_and_only_its_key_is_taken_over(client: RawClient
 
 def test_a_long_name_is_certified_as_far_as_a_certificate_can_show_it(client: RawClient) -> None:
     name = "application-" * 10
-    (point,) = client.call("create_access_point", name, "", ["administrator"], [])
+    (point,) = client.call("create_access_point", name, "", ["administrator"], [], None)
     der = client.call("create_client_key", name, None, 30)[1]
     shown = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     assert name.startswith(str(shown[0].value))
@@ -384,12 +384,12 @@ def test_a_character_that_no_database_holds_is_refused(client: RawClient) -> Non
         with pytest.raises(errors.InvalidArgument, match=r"U\+0000"):
             client.call("create_key", *aes, description, tags)
     with pytest.raises(errors.InvalidArgument, match=r"description: .*U\+0000"):
-        client.call("create_access_point", "x", "\0", ["administrator"], [])
+        client.call("create_access_point", "x", "\0", ["administrator"], [], None)
 
 
 def test_weak_and_broken_requests_are_refused(client: RawClient) -> None:
     (point,) = client.call(
-        "create_access_point", f"weak-{next(_aliases)}", "", ["administrator"], []
+        "create_access_point", f"weak-{next(_aliases)}", "", ["administrator"], [], None
     )
     good = _request(ec.generate_private_key(ec.SECP256R1()))
     weak = _request(ec.generate_private_key(ec.SECP192R1()))

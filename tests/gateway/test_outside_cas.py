@@ -93,7 +93,7 @@ def new_uri() -> str:
 def make_point(admin: RawClient, *mtls: str) -> str:
     """An access point that is known by these, and may do everything; its name."""
     name = f"app-{next(_numbers)}"
-    admin.call("create_access_point", name, "", ["administrator"], list(mtls))
+    admin.call("create_access_point", name, "", ["administrator"], list(mtls), None)
     return name
 
 
@@ -353,7 +353,9 @@ def update(
 ) -> list[Any]:
     """Change what an access point is known by."""
     empty: list[list[str]] = [[], [], [], []]
-    return client.call("update_access_point", point, None, None, *empty, add or [], remove or [])
+    return client.call(
+        "update_access_point", point, None, None, *empty, add or [], remove or [], None
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,7 +384,7 @@ def test_bindings_are_bounded(admin: RawClient) -> None:
 def test_pages_of_much_to_say_fit_their_frames(outside: Outside, admin: RawClient) -> None:
     for _ in range(40):
         long = [f"uri:urn:{next(_numbers):02000}" for _ in range(16)]
-        admin.call("create_access_point", f"app-{next(_numbers)}", "\u00e9" * 4096, [], long)
+        admin.call("create_access_point", f"app-{next(_numbers)}", "\u00e9" * 4096, [], long, None)
     page, found = b"", 0
     while True:
         records, page = admin.call("list_access_points", page, 100)
@@ -440,7 +442,7 @@ def test_what_is_taken_away_holds_on_open_connections(
         elif loss == "deleted":
             admin.call("delete_access_point", point)
         else:
-            admin.call("update_access_point", point, None, "Disabled", *([[]] * 6))
+            admin.call("update_access_point", point, None, "Disabled", *([[]] * 6), None)
         # It is told without asking for anything, and then it is over.
         frame = client.receive()
         assert isinstance(frame, Error) and frame.id == 0

@@ -90,7 +90,7 @@ def test_a_record_says_who_did_what_with_which_key_and_what_decided_it(own_confi
 def test_a_record_says_what_was_managed(own_config: Path) -> None:
     with running_gateway(own_config) as gateway:
         with connect(gateway.address, client_context(gateway.administrator)) as client:
-            client.call("create_access_point", "billing", "", [], [])
+            client.call("create_access_point", "billing", "", [], [], None)
             (key, *_) = client.call("create_client_key", "billing", None, 30)
             client.call("revoke_client_key", key.client_key_id)
             client.call("list_access_points", b"", 10)

@@ -87,7 +87,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     with running_gateway(config, init=False) as running:
         by_key = client_context(running.administrator)
         with connect(running.address, by_key) as admin:
-            admin.call("create_access_point", "app", "", ["administrator"], [f"uri:{URI}"])
+            admin.call("create_access_point", "app", "", ["administrator"], [f"uri:{URI}"], None)
         shown = root.issue(uris=[URI])
         by_outside = shown.context(running.administrator / "ca.pem", tmp_path)
         yield Served(running, config, issuer, by_key, by_outside)

@@ -174,7 +174,7 @@ def test_a_key_that_is_nobodys_is_unauthenticated(border: Border, tmp_path: Path
 def test_a_revoked_key_is_unauthenticated(border: Border, tmp_path: Path) -> None:
     context = client_context(border.running.administrator)
     with connect(border.running.address, context) as client:
-        client.call("create_access_point", "revoked", "", ["administrator"], [])
+        client.call("create_access_point", "revoked", "", ["administrator"], [], None)
         record, certificate, _, key = client.call("create_client_key", "revoked", None, 30)
         client.call("revoke_client_key", record.client_key_id)
     pem = tmp_path / "revoked.pem"

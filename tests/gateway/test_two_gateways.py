@@ -59,7 +59,7 @@ def test_each_sees_what_the_other_does(pair: tuple[Running, Running], tmp_path: 
         (again,) = second.call("create_key", *AES, None, "", {}, idempotency_token=token)
         assert made.key_id == again.key_id
         # A client key that one issues is known to the other, and revoked by it.
-        first.call("create_access_point", "app", "", ["administrator"], [])
+        first.call("create_access_point", "app", "", ["administrator"], [], None)
         record, certificate, _, private_key = first.call("create_client_key", "app", None, 30)
         context = stranger(one.administrator / "ca.pem")
         pem = tmp_path / "app.pem"

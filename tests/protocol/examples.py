@@ -27,6 +27,7 @@ from hsmux_protocol.records import (
     ClientKeyRecord,
     ExpiryRecord,
     KeyRecord,
+    LimitsRecord,
     NetworkRuleRecord,
     PolicyRecord,
     QuorumRecord,
@@ -61,6 +62,7 @@ ACCESS_POINT_RECORD: Final = AccessPointRecord(
     ["office"],
     TIME_MS,
     ["uri:spiffe://example.org/ledger"],
+    LimitsRecord(100, 0, 16),
 )
 POLICY_RECORD: Final = PolicyRecord("crypto", "uses orders", 1, 2, TIME_MS)
 NETWORK_RULE_RECORD: Final = NetworkRuleRecord("office", ["10.0.0.0/8", "2001:db8::/32"], TIME_MS)
@@ -132,11 +134,15 @@ OPERATION_EXAMPLES: Final[dict[str, OperationExample]] = {
     "list_keys": OperationExample((b"", 100), ([KEY_RECORD], KEY_ID)),
     "show_key": OperationExample((KEY,), (KEY_RECORD,)),
     "create_access_point": OperationExample(
-        ("ledger", "", ["crypto"], ["uri:spiffe://example.org/ledger"]), (ACCESS_POINT_RECORD,)
+        ("ledger", "", ["crypto"], ["uri:spiffe://example.org/ledger"], None),
+        (ACCESS_POINT_RECORD,),
     ),
     "show_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),
     "update_access_point": OperationExample(
-        ("ledger", None, "Disabled", ["crypto"], [], [], ["office"], ["spki:" + "5a" * 32], []),
+        (
+            *("ledger", None, "Disabled", ["crypto"], [], [], ["office"]),
+            *(["spki:" + "5a" * 32], [], LimitsRecord(100, None, 0)),
+        ),
         (ACCESS_POINT_RECORD,),
     ),
     "delete_access_point": OperationExample(("ledger",), (ACCESS_POINT_RECORD,)),

@@ -211,6 +211,19 @@ class TestAccess:
         assert deployment.access_points[0].description == "invoices"
         assert run("access-point", "list", "--field", "name").stdout == "billing\n"
 
+    def test_limits_of_an_access_point(self, deployment: Deployment, run: Run) -> None:
+        limits = ("--requests-per-s", "500", "--in-flight", "64")
+        made = json.loads(run("access-point", "create", "billing", *limits, "-o", "json").stdout)
+        assert [made[name] for name in ("requests_per_s", "bytes_per_s", "in_flight")] == [
+            500,
+            0,
+            64,
+        ]
+        for wrong in ("-1", "10000001", "many"):
+            result = run("access-point", "create", "other", "--requests-per-s", wrong)
+            check_refused(result, 2, "--requests-per-s")
+        assert len(deployment.access_points) == 1
+
     def test_an_update_of_nothing_is_refused(self, deployment: Deployment, run: Run) -> None:
         check_refused(run("access-point", "update", "billing"), 2, "at least one option")
         assert deployment.calls == []

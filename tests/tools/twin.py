@@ -234,6 +234,9 @@ class ClientTwin:
         description: str = "",
         policies: Sequence[str] = (),
         mtls: Sequence[str] = (),
+        requests_per_s: int | None = None,
+        bytes_per_s: int | None = None,
+        in_flight: int | None = None,
         timeout_s: float | None = None,
         idempotency_token: bytes | None = None,
     ) -> AccessPoint:
@@ -241,7 +244,8 @@ class ClientTwin:
         identifier = format_identifier("ap-", os.urandom(16))
         held.access_points.append(
             AccessPoint(
-                identifier, name, description, "Enabled", tuple(policies), (), MOMENT, tuple(mtls)
+                *(identifier, name, description, "Enabled", tuple(policies), (), MOMENT),
+                *(tuple(mtls), requests_per_s or 0, bytes_per_s or 0, in_flight or 0),
             )
         )
         return held.access_points[-1]

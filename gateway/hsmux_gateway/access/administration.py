@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
 from hsmux_protocol.limits import FRAME_SIZE_MAX
 from hsmux_protocol.operations import MTLS_MAX, POLICIES_MAX
-from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord
+from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, LimitsRecord
 from hsmux_protocol.references import (
     check_access_point_name,
     check_mtls,
@@ -93,6 +93,7 @@ def _access_point_record(row: AccessPointRow, mtls: list[str]) -> AccessPointRec
         lines_of(row.network_rules),
         row.created_at_ms,
         mtls,
+        LimitsRecord(row.requests_per_s, row.bytes_per_s, row.in_flight),
     )
 
 
@@ -108,6 +109,12 @@ def _changed_names(what: str, column: str, add: list[str], remove: list[str]) ->
     if len(names) > POLICIES_MAX:
         raise InvalidArgument(f"{what}: {len(names)} of them; at most {POLICIES_MAX}")
     return "\n".join(names)
+
+
+def _named_limits(limits: LimitsRecord | None) -> dict[str, int]:
+    """The columns of the limits that a request names."""
+    named = {} if limits is None else limits._asdict()
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _checked_mtls(names: list[str]) -> list[str]:
@@ -198,7 +205,13 @@ class AdministrationService:
         self._issuing = issuing
 
     async def create_access_point(
-        self, call: Call, name: str, description: str, policies: list[str], mtls: list[str]
+        self,
+        call: Call,
+        name: str,
+        description: str,
+        policies: list[str],
+        mtls: list[str],
+        limits: LimitsRecord | None,
     ) -> list[Any]:
         """A new, enabled access point."""
         try:
@@ -207,7 +220,8 @@ class AdministrationService:
             raise InvalidArgument(f"name: {error}") from None
         at_ms, known_by = now_ms(), _checked_mtls(mtls)
         names = _changed_names("policies", "", policies, [])
-        row = AccessPointRow(os.urandom(16), name, description, "Enabled", names, "", at_ms)
+        bare = AccessPointRow(os.urandom(16), name, description, "Enabled", names, "", at_ms)
+        row = msgspec.structs.replace(bare, **_named_limits(limits))
 
         def effect(transaction: Transaction) -> list[Any]:
             require_policies(transaction, policies)
@@ -246,17 +260,19 @@ class AdministrationService:
         remove_network_rules: list[str],
         add_mtls: list[str],
         remove_mtls: list[str],
+        limits: LimitsRecord | None,
     ) -> list[Any]:
-        """Other words, state, policies, network rules or certificates for an access point."""
+        """Change what is named of an access point."""
         found = self._catalog.find_access_point(access_point)
         moved = [add_policies, remove_policies, add_network_rules, remove_network_rules]
         known_by = [_checked_mtls(add_mtls), _checked_mtls(remove_mtls)]
+        limited = _named_limits(limits)
 
         def effect(transaction: Transaction) -> list[Any]:
             row = self._standing(transaction, found)
             # Other words take nothing from anybody.
             counts = False
-            if any(moved) or any(known_by) or state is not None:
+            if any(moved) or any(known_by) or limited or state is not None:
                 self._safeguards.refuse_own(call, row.access_point_id)
                 counts = self._safeguards.may_administer(transaction, row)
             require_policies(transaction, add_policies)
@@ -267,6 +283,7 @@ class AdministrationService:
                 state=row.state if state is None else state,
                 policies=_changed_names("policies", row.policies, *moved[:2]),
                 network_rules=_changed_names("network rules", row.network_rules, *moved[2:]),
+                **limited,
             )
             stored = row if changed == row else transaction.update(changed)
             known = _change_mtls(transaction, stored, *known_by)

@@ -1,15 +1,19 @@
-"""Connections that were refused before anybody was known, counted instead of written one by one.
+"""What is refused in floods, counted instead of written one by one.
 
-Whoever has no client key can try as often as the network allows. Each try costs here a number in a
-table of bounded size, and each source and reason one record in `WINDOW_S`, so nobody fills a disk
-who was not let in. Where more sources come than the table holds, the rest is one: "others".
+Connections before anybody was known, by the peer's address and the reason; and requests over a
+limit, by access point and limit.
+
+Whoever has no client key can try as often as the network allows, and whoever has a limit can try
+to pass it. Each try costs here a number in a table of bounded size, and each source and reason one
+record in `WINDOW_S`, so nobody fills a disk who was not let in. Where more sources come than the
+table holds, the rest is one: "others".
 
 Pure: times are given, records come back.
 """
 
-from typing import Final
+from typing import Final, Generic, TypeVar
 
-from .records import Flood, cut
+from .records import Flood, Limited, cut
 
 __all__ = ["OTHERS", "SOURCES_MAX", "WINDOW_S", "Floods"]
 
@@ -23,11 +27,18 @@ which is a gigabyte in three weeks if somebody tries for that long.
 
 OTHERS: Final = "others"
 
+R = TypeVar("R", Flood, Limited)
 
-class Floods:
-    """What is being counted."""
 
-    def __init__(self) -> None:
+class Floods(Generic[R]):
+    """What is being counted.
+
+    Args:
+        kind: Of the records.
+    """
+
+    def __init__(self, kind: type[R]) -> None:
+        self._kind: type[R] = kind
         self._counted: dict[tuple[str, str], list[int]] = {}
         self._begun_ms: int | None = None
 
@@ -35,10 +46,10 @@ class Floods:
         return f"Floods({len(self._counted)} sources)"
 
     def count(self, source: str, reason: str, now_ms: int) -> None:
-        """Count one refused connection.
+        """Count one refusal.
 
         Args:
-            source: The peer's address, without a port.
+            source: The peer's address without a port, or the access point.
             reason: Why, one of few.
             now_ms: Milliseconds since 1970 UTC.
         """
@@ -52,7 +63,7 @@ class Floods:
         found[1] = now_ms
         found[2] += 1
 
-    def take(self, now_ms: int, *, all_of_it: bool = False) -> list[Flood]:
+    def take(self, now_ms: int, *, all_of_it: bool = False) -> list[R]:
         """The records of a window that is over, or of what there is; empty before.
 
         A clock that was set back ends the window too.
@@ -63,7 +74,7 @@ class Floods:
         if not all_of_it and begun <= now_ms < begun + WINDOW_S * 1000:
             return []
         records = [
-            Flood(now_ms, first, last, source, reason, count)
+            self._kind(now_ms, first, last, source, reason, count)
             for (source, reason), (first, last, count) in self._counted.items()
         ]
         self._counted.clear()

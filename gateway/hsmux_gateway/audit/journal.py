@@ -19,8 +19,8 @@ is done, without a record, and such refusals and new connections need no write. 
 tries again, at most every `RETRY_S`. If a sync fails, everything from then on raises SyncFailed,
 and the process must end.
 
-Refused connections are counted, not written (see `floods`). A wall clock that moves by itself is
-written down: times in records are only as good as it.
+Refused connections, and requests over a limit, are counted, not written (see `floods`). A wall
+clock that moves by itself is written down: times in records are only as good as it.
 """
 
 import time
@@ -34,7 +34,17 @@ from ..clock import now_ms
 from ..log_sink import LogSink
 from .chain import FRAME_OVERHEAD
 from .floods import Floods
-from .records import AnyRecord, ClockJump, Start, Stop, Torn, export_record, write_record
+from .records import (
+    AnyRecord,
+    ClockJump,
+    Flood,
+    Limited,
+    Start,
+    Stop,
+    Torn,
+    export_record,
+    write_record,
+)
 from .segments import ChainWriter, NoRoom, RecordError, Room
 
 __all__ = ["CLOCK_JUMP_MS", "LAG_S", "Journal"]
@@ -69,6 +79,7 @@ class Journal:
         synced: Of these, how many are durable.
         failing: Whether the last write failed.
         floods: Counts refused connections.
+        limited: Counts requests that were over a limit of their access point.
     """
 
     def __init__(
@@ -92,7 +103,8 @@ class Journal:
         self._retry_at = 0.0
         self._syncing: trio.Event | None = None
         self._threads = trio.CapacityLimiter(1)
-        self.floods = Floods()
+        self.floods = Floods(Flood)
+        self.limited = Floods(Limited)
         self.records = 0
         self.written = 0
         self.synced = 0
@@ -221,6 +233,8 @@ class Journal:
             await trio.sleep(LAG_S)
 
     def _record_floods(self) -> None:
+        for limited in self.limited.take(self._wall_ms()):
+            self.append(limited)
         floods = self.floods.take(self._wall_ms())
         if not floods or self.failing:
             return
@@ -251,6 +265,8 @@ class Journal:
             SyncFailed: Not everything is durable.
         """
         try:
+            for limited in self.limited.take(self._wall_ms(), all_of_it=True):
+                self.append(limited)
             for flood in self.floods.take(self._wall_ms(), all_of_it=True):
                 self.append(flood)
             self.append(Stop(self._wall_ms(), self.records + 1))

@@ -41,6 +41,7 @@ __all__ = [
     "CheckpointsRetired",
     "ClockJump",
     "Flood",
+    "Limited",
     "MalformedRecord",
     "Recovered",
     "Request",
@@ -326,6 +327,28 @@ class AdministratorRestored(_Record, frozen=True, array_like=True, tag=12):
     approvals: _Number
 
 
+class Limited(_Record, frozen=True, array_like=True, tag=13):
+    """Requests that were over a limit of their access point and were refused, counted together.
+
+    They have no records of their own.
+
+    Attributes:
+        first_ms: When the first of them came.
+        last_ms: When the last of them came.
+        access_point: By name, or "others" where too many were over theirs at once.
+        limit: Which limit, as a field of an access point.
+        count: How many.
+    """
+
+    kind = "limited"
+
+    first_ms: _Moment
+    last_ms: _Moment
+    access_point: _Text
+    limit: _Text
+    count: _Count
+
+
 AnyRecord = (
     Start
     | Stop
@@ -339,6 +362,7 @@ AnyRecord = (
     | Recovered
     | CheckpointsRetired
     | AdministratorRestored
+    | Limited
 )
 
 KINDS: Final[Mapping[int, type[AnyRecord]]] = {
@@ -354,6 +378,7 @@ KINDS: Final[Mapping[int, type[AnyRecord]]] = {
     10: Recovered,
     11: CheckpointsRetired,
     12: AdministratorRestored,
+    13: Limited,
 }
 """Every kind by its number."""
 

@@ -269,6 +269,9 @@ class AccessPointRow(Row, frozen=True):
     Attributes:
         policies: Names of its policies, a line each, ascending.
         network_rules: Names of network rules, likewise; a request must come from inside one.
+        requests_per_s: Requests a second, of a batch each item; 0: what the configuration says.
+        bytes_per_s: Bytes of requests a second, likewise.
+        in_flight: Calls in work at a time, likewise.
     """
 
     access_point_id: bytes
@@ -278,6 +281,9 @@ class AccessPointRow(Row, frozen=True):
     policies: str
     network_rules: str
     created_at_ms: int
+    requests_per_s: int = 0
+    bytes_per_s: int = 0
+    in_flight: int = 0
     row_revision: int = 0
 
 

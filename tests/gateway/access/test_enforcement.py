@@ -72,7 +72,7 @@ def make_key(admin: RawClient, alias: str | None = None, **tags: str) -> str:
 
 def make_point(admin: RawClient, *policies: str) -> AccessPointRecord:
     """An access point with these policies."""
-    (record,) = admin.call("create_access_point", new_name(), "", list(policies), [])
+    (record,) = admin.call("create_access_point", new_name(), "", list(policies), [], None)
     assert isinstance(record, AccessPointRecord)
     return record
 
@@ -109,7 +109,7 @@ def test_an_access_point_without_policies_may_do_nothing(
             ("generate_random", 8),
             ("list_keys", b"", 100),
             ("show_status",),
-            ("create_access_point", "x", "", [], []),
+            ("create_access_point", "x", "", [], [], None),
         ]
         for request in requests:
             assert refusal(client, *request)[0] == "Denied"
@@ -171,7 +171,9 @@ def test_a_changed_policy_holds_on_open_connections(
         put(admin, allow(["decrypt"]), name=policy)
         assert client.call("decrypt", None, {}, envelope)[0] == b"x"
         assert refusal(client, "encrypt", key, {}, b"x")[0] == "Denied"
-        admin.call("update_access_point", point.name, None, None, [], [policy], [], [], [], [])
+        admin.call(
+            "update_access_point", point.name, None, None, [], [policy], [], [], [], [], None
+        )
         assert refusal(client, "decrypt", None, {}, envelope)[0] == "Denied"
 
 
@@ -237,7 +239,9 @@ def test_network_rules_of_policies_and_access_points(
     with connected(running, admin, point, tmp_path) as client:
         assert client.call("generate_random", 8)
         assert refusal(client, "list_keys", b"", 1)[0] == "Denied"
-        admin.call("update_access_point", point.name, None, None, [], [], [elsewhere], [], [], [])
+        admin.call(
+            "update_access_point", point.name, None, None, [], [], [elsewhere], [], [], [], None
+        )
         assert refusal(client, "generate_random", 8)[0] == "Denied"
         admin.call("put_network_rule", elsewhere, ["127.0.0.1/32"])
         assert client.call("generate_random", 8)
@@ -251,22 +255,36 @@ def test_nobody_changes_its_own_access(running: Running, admin: RawClient, tmp_p
     admin.call("put_network_rule", rule, ["127.0.0.0/8"])
     policy = put(admin, allow(["*"], network_rule=rule))
     point = make_point(admin, policy)
-    admin.call("update_access_point", point.name, None, None, [], [], [rule], [], [], [])
+    admin.call("update_access_point", point.name, None, None, [], [], [rule], [], [], [], None)
     document = json.dumps({"statements": [allow(["*"])]})
     with connected(running, admin, point, tmp_path) as client:
         changes: list[tuple[Any, ...]] = [
             ("put_policy", policy, document),
             ("put_network_rule", rule, ["0.0.0.0/0"]),
-            ("update_access_point", point.name, None, None, ["administrator"], [], [], [], [], []),
-            ("update_access_point", point.name, None, None, [], [policy], [], [], [], []),
-            ("update_access_point", point.name, None, None, [], [], [], [rule], [], []),
-            ("update_access_point", point.name, None, "Disabled", [], [], [], [], [], []),
+            (
+                "update_access_point",
+                point.name,
+                None,
+                None,
+                ["administrator"],
+                [],
+                [],
+                [],
+                [],
+                [],
+                None,
+            ),
+            ("update_access_point", point.name, None, None, [], [policy], [], [], [], [], None),
+            ("update_access_point", point.name, None, None, [], [], [], [rule], [], [], None),
+            ("update_access_point", point.name, None, "Disabled", [], [], [], [], [], [], None),
             ("delete_access_point", point.name),
         ]
         for request in changes:
             kind, text = refusal(client, *request)
             assert (kind, "another administrator" in text) == ("Denied", True)
-        assert client.call("update_access_point", point.name, "words", None, [], [], [], [], [], [])
+        assert client.call(
+            "update_access_point", point.name, "words", None, [], [], [], [], [], [], None
+        )
     assert refusal(admin, "put_policy", "administrator", document)[0] == "Denied"
     # It could administer access: the first administrator is the only one again.
     admin.call("delete_access_point", point.name)
@@ -279,7 +297,19 @@ def test_the_last_administrator_stays(running: Running, admin: RawClient, tmp_pa
         keys = admin.call("list_client_keys", b"", 100)[0]
         (own,) = (key for key in keys if key.access_point == "administrator")
         changes: list[tuple[Any, ...]] = [
-            ("update_access_point", "administrator", None, "Disabled", [], [], [], [], [], []),
+            (
+                "update_access_point",
+                "administrator",
+                None,
+                "Disabled",
+                [],
+                [],
+                [],
+                [],
+                [],
+                [],
+                None,
+            ),
             (
                 "update_access_point",
                 "administrator",
@@ -291,6 +321,7 @@ def test_the_last_administrator_stays(running: Running, admin: RawClient, tmp_pa
                 [],
                 [],
                 [],
+                None,
             ),
             ("delete_access_point", "administrator"),
             ("revoke_client_key", own.client_key_id),
@@ -310,14 +341,16 @@ def test_deleted_and_disabled_access_points_are_refused(
         with connected(running, admin, point, tmp_path) as client:
             assert client.call("generate_random", 8)
             if state == "Disabled":
-                admin.call("update_access_point", point.name, None, state, [], [], [], [], [], [])
+                admin.call(
+                    "update_access_point", point.name, None, state, [], [], [], [], [], [], None
+                )
             else:
                 assert admin.call("delete_access_point", point.name)[0].state == state
             frame = client.receive()
             assert getattr(frame, "number", 0) == errors.Unauthenticated.number
     assert refusal(admin, "show_access_point", point.name)[0] == "NotFound"
     assert refusal(admin, "create_client_key", point.name, None, 30)[0] == "NotFound"
-    assert refusal(admin, "create_access_point", point.name, "", [], [])[0] == "Conflict"
+    assert refusal(admin, "create_access_point", point.name, "", [], [], None)[0] == "Conflict"
 
 
 def test_policies_and_network_rules_from_making_to_deleting(admin: RawClient) -> None:
@@ -339,7 +372,7 @@ def test_policies_and_network_rules_from_making_to_deleting(admin: RawClient) ->
     assert [r.name for r in _pages(admin, "list_network_rules")].count(rule) == 1
     kind, text = refusal(admin, "delete_policy", name)
     assert (kind, f"access point {point.name}" in text) == ("Conflict", True)
-    admin.call("update_access_point", point.name, None, None, [], [name], [], [], [], [])
+    admin.call("update_access_point", point.name, None, None, [], [name], [], [], [], [], None)
     assert admin.call("delete_policy", name)[0].name == name
     assert refusal(admin, "delete_policy", name)[0] == "NotFound"
     assert admin.call("delete_network_rule", rule)[0].name == rule
@@ -437,7 +470,9 @@ def test_nothing_is_made_for_somebody_after_a_right_was_taken(
             for _ in range(60):
                 client.request("create_client_key", target.name, None, 30)
         assert first.receive()
-        admin.call("update_access_point", point.name, None, "Disabled", [], [], [], [], [], [])
+        admin.call(
+            "update_access_point", point.name, None, "Disabled", [], [], [], [], [], [], None
+        )
         before = made()
         # To the end of the connections, and what a thread was still making.
         for client in (first, *more):
@@ -470,6 +505,6 @@ def test_an_application_is_stopped_from_outside_of_every_network_rule(
     point, victim = make_point(admin, put(admin, allow(rights))), make_point(admin)
     with connected(running, admin, point, tmp_path) as client:
         changed = client.call(
-            "update_access_point", victim.name, None, "Disabled", [], [], [], [], [], []
+            "update_access_point", victim.name, None, "Disabled", [], [], [], [], [], [], None
         )
         assert changed[0].state == "Disabled"

@@ -39,7 +39,7 @@ def document(*roles: str) -> str:
 
 def make_point(admin: RawClient, directory: Path, name: str, *policies: str) -> None:
     """An access point, and files of a client key in a directory of its name."""
-    admin.call("create_access_point", name, "", list(policies), [])
+    admin.call("create_access_point", name, "", list(policies), [], None)
     _, certificate, ca, private_key = admin.call("create_client_key", name, None, 30)
     own = directory / name
     own.mkdir()
@@ -116,7 +116,7 @@ def parties(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Parties]:
         make_point(admin, directory, "young", "approver")
         nothing: list[list[str]] = [[], [], [], []]
         known_by = [f"uri:{THIRD}"]
-        admin.call("update_access_point", "third", None, None, *nothing, known_by, [])
+        admin.call("update_access_point", "third", None, None, *nothing, known_by, [], None)
         second, young = (
             stack.enter_context(connection(running, directory / name))
             for name in ("second", "young")
@@ -205,19 +205,19 @@ def test_one_key_is_not_two_access_points(parties: Parties, tmp_path: Path) -> N
 def test_an_application_is_administered_alone(parties: Parties) -> None:
     admin = parties.admin
     admin.call("put_policy", "use", document("crypto-user"))
-    admin.call("create_access_point", "app", "", ["use"], [])
+    admin.call("create_access_point", "app", "", ["use"], [], None)
     assert admin.call("create_client_key", "app", None, 30)[3]
     # Making it an approver is another thing.
     nothing: list[list[str]] = [[], [], [], [], []]
-    change = ("update_access_point", "app", None, None, ["approver"], *nothing)
+    change = ("update_access_point", "app", None, None, ["approver"], *nothing, None)
     request = parties.refused(*change)
     assert parties.waiting()[0].touches == ["app"]
     parties.admin.call("withdraw_request", request)
     # What cannot be done anyway does not wait for anybody.
     with pytest.raises(errors.NotFound):
-        admin.call("update_access_point", "app", None, None, ["nothing"], *nothing)
+        admin.call("update_access_point", "app", None, None, ["nothing"], *nothing, None)
     with pytest.raises(errors.Conflict, match="there would be 1 that can approve"):
-        admin.call("update_access_point", "second", None, "Disabled", [], *nothing)
+        admin.call("update_access_point", "second", None, "Disabled", [], *nothing, None)
     assert parties.waiting() == []
 
 

@@ -17,6 +17,7 @@ from hsmux_gateway.audit.records import (
     CheckpointsRetired,
     ClockJump,
     Flood,
+    Limited,
     Recovered,
     Request,
     Retired,
@@ -93,6 +94,7 @@ def every_kind() -> list[AnyRecord]:
         Recovered(**msgspec.structs.asdict(request(2)), made_ms=AT_MS - 5000, chain=b"C" * 16),
         CheckpointsRetired(AT_MS, 12, b"d" * 32),
         AdministratorRestored(AT_MS, AT_MS - 60_000, 2),
+        Limited(AT_MS, AT_MS - 9000, AT_MS - 1, "billing", "requests_per_s", 9000),
     ]
 
 

@@ -97,7 +97,7 @@ def test_a_refusal_is_explained(running: Running, admin: RawClient, tmp_path: Pa
         assert told["statement_now"] == f"allowed by {policy} statement 1" and not told["missing"]
 
         # Who is not accepted any more is told so.
-        admin.call("update_access_point", point.name, None, "Disabled", [], [], [], [], [], [])
+        admin.call("update_access_point", point.name, None, "Disabled", *([[]] * 6), None)
         told = _explained(admin, reference)
         assert told["statement_now"] == "the access point is not enabled"
 

@@ -259,7 +259,7 @@ def test_the_log_gets_the_same_records(tmp_path: Path) -> None:
 
 
 def test_floods_are_counted_by_source_and_reason() -> None:
-    floods = Floods()
+    floods = Floods(Flood)
     for second in range(9):
         floods.count("192.0.2.1", "expired", 1000 * second)
     floods.count("192.0.2.1", "no certificate", 9000)
@@ -277,7 +277,7 @@ def test_floods_are_counted_by_source_and_reason() -> None:
 
 
 def test_more_sources_than_there_is_room_are_others() -> None:
-    floods = Floods()
+    floods = Floods(Flood)
     for number in range(SOURCES_MAX + 5000):
         floods.count(f"2001:db8::{number:x}", ("expired", "revoked")[number % 2], 5)
     records = floods.take(WINDOW_S * 1000 + 5)

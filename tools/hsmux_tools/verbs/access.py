@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from hsmux_protocol.operations import VALIDITY_DAYS_MAX
+from hsmux_protocol.operations import (
+    BYTES_PER_S_MAX,
+    IN_FLIGHT_MAX,
+    REQUESTS_PER_S_MAX,
+    VALIDITY_DAYS_MAX,
+)
 from hsmux_protocol.references import SPKI_PREFIX, URI_PREFIX
 
 from ..failure import EXIT_CONFLICT, EXIT_FAILED, EXIT_USAGE, Failure
@@ -66,16 +71,31 @@ def _known_by(uris: tuple[str, ...], public_keys: tuple[str, ...]) -> list[str]:
     return [*(URI_PREFIX + uri for uri in uris), *(SPKI_PREFIX + digest for digest in digests)]
 
 
+def _limits(function: F) -> F:
+    """Options of the limits of an access point."""
+    for option, most, text in (
+        ("--in-flight", IN_FLIGHT_MAX, "Requests that may be in work at a time."),
+        ("--bytes-per-s", BYTES_PER_S_MAX, "Bytes of requests a second."),
+        ("--requests-per-s", REQUESTS_PER_S_MAX, "Requests a second; items of batches count."),
+    ):
+        kind = click.IntRange(0, most)
+        text += " 0: what the configuration says."
+        function = click.option(option, type=kind, metavar="N", help=text)(function)
+    return function
+
+
 @verb(
     "create",
     "hsmux access-point create billing --policy orders --description 'invoices'",
     "hsmux access-point create billing --mtls-uri spiffe://example.org/billing",
+    "hsmux access-point create billing --policy orders --requests-per-s 500 --in-flight 64",
 )
 @click.argument("name", metavar="NAME")
 @click.option("--description", default="", metavar="TEXT")
 @_names("--policy", "A policy it has; without one it may do nothing.")
 @_uris("--mtls-uri", text="A URI in its certificate of an outside CA, such as a SPIFFE ID.")
 @_public_keys("--mtls-spki", text="SHA-256 of its public key in a certificate of an outside CA.")
+@_limits
 @click.pass_obj
 def create_access_point(
     settings: Settings,
@@ -84,6 +104,9 @@ def create_access_point(
     policy: tuple[str, ...],
     mtls_uri: tuple[str, ...],
     mtls_spki: tuple[str, ...],
+    requests_per_s: int | None,
+    bytes_per_s: int | None,
+    in_flight: int | None,
 ) -> None:
     """Make an access point.
 
@@ -96,6 +119,9 @@ def create_access_point(
             description=description,
             policies=policy,
             mtls=_known_by(mtls_uri, mtls_spki),
+            requests_per_s=requests_per_s,
+            bytes_per_s=bytes_per_s,
+            in_flight=in_flight,
             timeout_s=settings.timeout_s,
         )
     show_record(record_of(made), settings)
@@ -116,6 +142,7 @@ def show_access_point(settings: Settings, access_point: str) -> None:
     "hsmux access-point update billing --add-policy orders --remove-policy trial",
     "hsmux access-point update billing --add-network-rule office",
     "hsmux access-point update billing --mtls-uri spiffe://example.org/billing",
+    "hsmux access-point update billing --requests-per-s 500",
     "hsmux access-point update billing --disable",
 )
 @click.argument("access_point", metavar="NAME")
@@ -129,6 +156,7 @@ def show_access_point(settings: Settings, access_point: str) -> None:
 @_public_keys("--mtls-spki", "--add-mtls-spki", text="SHA-256 of a public key it is known by.")
 @_uris("--remove-mtls-uri", text="A URI it is known by no more.")
 @_public_keys("--remove-mtls-spki", text="SHA-256 of a public key it is known by no more.")
+@_limits
 @click.pass_obj
 def update_access_point(
     settings: Settings,
@@ -143,18 +171,22 @@ def update_access_point(
     mtls_spki: tuple[str, ...],
     remove_mtls_uri: tuple[str, ...],
     remove_mtls_spki: tuple[str, ...],
+    requests_per_s: int | None,
+    bytes_per_s: int | None,
+    in_flight: int | None,
 ) -> None:
     """Change an access point.
 
     Only what is named changes, at once, on open connections too. Nobody changes its own access
-    point's policies, network rules, certificates or state, and the last one that administers access
-    stays.
+    point's policies, network rules, certificates, limits or state, and the last one that
+    administers access stays.
     """
     lists = (
         *(add_policy, remove_policy, add_network_rule, remove_network_rule),
         *(mtls_uri, mtls_spki, remove_mtls_uri, remove_mtls_spki),
     )
-    if description is None and enabled is None and not any(lists):
+    others = (description, enabled, requests_per_s, bytes_per_s, in_flight)
+    if not any(lists) and all(other is None for other in others):
         raise click.UsageError("nothing to change: name at least one option.")
     with connect(settings) as client:
         changed = client.update_access_point(
@@ -167,6 +199,9 @@ def update_access_point(
             remove_network_rules=remove_network_rule,
             add_mtls=_known_by(mtls_uri, mtls_spki),
             remove_mtls=_known_by(remove_mtls_uri, remove_mtls_spki),
+            requests_per_s=requests_per_s,
+            bytes_per_s=bytes_per_s,
+            in_flight=in_flight,
             timeout_s=settings.timeout_s,
         )
     show_record(record_of(changed), settings)

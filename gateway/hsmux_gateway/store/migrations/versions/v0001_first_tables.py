@@ -179,6 +179,9 @@ def _access_tables() -> None:
         _column("policies", TEXT),
         _column("network_rules", TEXT),
         _column("created_at_ms", INTEGER),
+        _column("requests_per_s", INTEGER),
+        _column("bytes_per_s", INTEGER),
+        _column("in_flight", INTEGER),
         _key("access_points", "access_point_id"),
         _unique("access_points", "name"),
     )
