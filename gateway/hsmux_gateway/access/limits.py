@@ -95,7 +95,7 @@ class Over(NamedTuple):
         return f"over this access point's limit of {self.value} {_IN_WORDS[self.limit]}"
 
 
-def take(full_at: float, now: float, cost_s: float) -> tuple[float, float]:
+def take(full_at: float, now: float, cost_s: float) -> float:
     """Take from a bucket, if it has what it takes; all in seconds.
 
     Args:
@@ -104,11 +104,12 @@ def take(full_at: float, now: float, cost_s: float) -> tuple[float, float]:
         cost_s: In which time the rate brings what is asked for.
 
     Returns:
-        The bucket afterwards, and 0; or as it was, and the time after which it has it.
+        The bucket afterwards. Or, if it does not have it, less than 0: minus the time after which
+        it has; the bucket is as it was.
     """
     begin = full_at if full_at > now else now
     wait_s = begin - now + (cost_s if cost_s < BURST_S else BURST_S) - BURST_S
-    return (full_at, wait_s) if wait_s > _TICK_S else (begin + cost_s, 0.0)
+    return -wait_s if wait_s > _TICK_S else begin + cost_s
 
 
 class Meter:
@@ -159,18 +160,12 @@ class Meter:
         return self._take(now_ns * 1e-9, requests_s, bytes_s) is None
 
     def _take(self, now: float, requests_s: float, bytes_s: float) -> Over | None:
-        """Take from both buckets or from neither; what costs nothing has no limit."""
-        requests_wait_s = bytes_wait_s = 0.0
-        if requests_s:
-            requests_at, requests_wait_s = take(self._requests_full_at, now, requests_s)
-        if bytes_s:
-            bytes_at, bytes_wait_s = take(self._bytes_full_at, now, bytes_s)
-        if requests_wait_s or bytes_wait_s:
-            return self._over(requests_wait_s, bytes_wait_s)
-        if requests_s:
-            self._requests_full_at = requests_at
-        if bytes_s:
-            self._bytes_full_at = bytes_at
+        """Take from both buckets or from neither; without a limit a bucket is always full."""
+        requests_at = take(self._requests_full_at, now, requests_s) if self._request_s else 0.0
+        bytes_at = take(self._bytes_full_at, now, bytes_s) if self._byte_s else 0.0
+        if requests_at < 0 or bytes_at < 0:
+            return self._over(-requests_at, -bytes_at)
+        self._requests_full_at, self._bytes_full_at = requests_at, bytes_at
         return None
 
     def _over(self, requests_s: float, bytes_s: float) -> Over:
