@@ -111,7 +111,7 @@ GOAWAY_PING: Final = 0x676F61776179
 
 REFUSALS: Final = (
     *("handshake refused", "no client certificate", f"the peer does not speak {ALPN}"),
-    *("protocol", "refused", "too slow"),
+    *("a handshake longer than any", "protocol", "refused", "too slow"),
 )
 """Why connections end before anybody is known that are counted in the audit log."""
 

@@ -15,14 +15,17 @@ from typing import Final, Generic, TypeVar
 
 from .records import Flood, Limited, cut
 
-__all__ = ["OTHERS", "SOURCES_MAX", "WINDOW_S", "Floods"]
+__all__ = ["FLOOD_SIZE_MAX", "OTHERS", "SOURCES_MAX", "WINDOW_S", "Floods"]
 
 WINDOW_S: Final = 10
 """Seconds that are counted together."""
 
 SOURCES_MAX: Final = 100
-"""Pairs of source and reason that are counted by themselves: 100 records in `WINDOW_S` at most,
-which is a gigabyte in three weeks if somebody tries for that long.
+"""Pairs of source and reason that are counted by themselves; beyond them one for each reason."""
+
+FLOOD_SIZE_MAX: Final = 20 * 1024
+"""Bytes that all records of one window take in the log at most: less than 180 MB a day, if somebody
+tries for that long from ever other addresses.
 """
 
 OTHERS: Final = "others"
