@@ -13,6 +13,7 @@ from typing import Final
 
 from .access_tables import ACCESS_SECTIONS
 from .configuration_tables import CONFIGURATION_SECTIONS
+from .denial_tables import DENIAL_SECTIONS
 from .exit_code_tables import EXIT_CODE_SECTIONS
 from .protocol_tables import PROTOCOL_SECTIONS
 from .sections import Section
@@ -24,5 +25,6 @@ DOCUMENTS: Final[dict[str, dict[str, Section]]] = {
     "docs/configuration.md": CONFIGURATION_SECTIONS,
     "docs/exit-codes.md": EXIT_CODE_SECTIONS,
     "docs/access.md": ACCESS_SECTIONS,
+    "docs/denial-of-service.md": DENIAL_SECTIONS,
 }
 """Documents with generated sections, by their path from the root."""
