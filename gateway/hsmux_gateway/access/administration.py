@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.types import (
 )
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, NotFound
-from hsmux_protocol.limits import FRAME_SIZE_MAX
+from hsmux_protocol.limits import ELEMENTS_MAX, FRAME_SIZE_MAX
 from hsmux_protocol.operations import MTLS_MAX, POLICIES_MAX
 from hsmux_protocol.records import AccessPointRecord, ClientKeyRecord, LimitsRecord
 from hsmux_protocol.references import (
@@ -46,8 +46,14 @@ __all__ = ["AdministrationService", "Authority", "client_key_row", "serial_text"
 RECORD_OVERHEAD: Final = 256
 """Bytes of an access point in a page beside its words and lists: identifier, name, state, time."""
 
+RECORD_ELEMENTS: Final = 16
+"""msgpack values of an access point beside the items of its lists."""
+
 PAGE_SIZE_MAX: Final = FRAME_SIZE_MAX - 4096
 """Bytes of access points in one answer."""
+
+PAGE_ELEMENTS_MAX: Final = ELEMENTS_MAX - 64
+"""msgpack values of access points in one answer."""
 
 
 class Authority(Protocol):
@@ -169,12 +175,13 @@ def _bind(transaction: Transaction, name: str, access_point_id: bytes | None) ->
 
 def _fitting(records: list[AccessPointRecord]) -> list[AccessPointRecord]:
     """As many of a page's records as an answer holds, at least one."""
-    size = 0
+    size = elements = 0
     for number, record in enumerate(records):
         lists = (record.policies, record.network_rules, record.mtls)
         size += RECORD_OVERHEAD + len(record.description.encode())
         size += sum(len(name) + 3 for names in lists for name in names)
-        if number and size > PAGE_SIZE_MAX:
+        elements += RECORD_ELEMENTS + sum(map(len, lists))
+        if number and (size > PAGE_SIZE_MAX or elements > PAGE_ELEMENTS_MAX):
             return records[:number]
     return records
 
