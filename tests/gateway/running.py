@@ -82,6 +82,14 @@ class Running:
         whole, _, _ = self.log.read_text().rpartition("\n")
         return [json.loads(line) for line in whole.splitlines() if "reloaded" in line]
 
+    def log_with(self, text: str) -> str:
+        """The log, once it has a text: a request is logged a moment after it is answered."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while text not in (log := self.log.read_text()):
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        return log.rpartition("\n")[0]
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""
         self.process.send_signal(number)

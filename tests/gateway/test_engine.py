@@ -263,6 +263,7 @@ async def test_the_request_log_has_the_same_lines_and_may_go(tmp_path: Path) -> 
     engine = make_engine(journal, _fine)
     await engine.call(make_call("show_status"))
     journal.flush()
+    journal.write_log()
     lines = os.read(reading, 65536).splitlines()
     assert [json.loads(line) for line in lines] == records_in(tmp_path)
     os.close(reading)

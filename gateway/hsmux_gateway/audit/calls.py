@@ -27,6 +27,9 @@ __all__ = ["CONTEXT_HASH_SIZE", "CallRecords"]
 CONTEXT_HASH_SIZE: Final = 16
 """Bytes of the hash of a context."""
 
+STATUS_SIZE: Final = 2
+"""Bytes of the status of an item."""
+
 
 class _Places(NamedTuple):
     """Where an operation's arguments and results have what is kept; -1: nowhere."""
@@ -100,7 +103,7 @@ def _items(call: Call, values: Sequence[Any]) -> tuple[int, int]:
         return 1, 0
     count = column_count(call.arguments[-1])
     # Mostly all are done, and then nothing but zeroes stands behind the count.
-    if not values or not values[place][4:].strip(b"\0"):
+    if not values or values[place].endswith(bytes(STATUS_SIZE * count)):
         return count, 0
     return count, sum(status != 0 for status in unpack_u16_column(values[place]))
 

@@ -19,6 +19,10 @@ is done, without a record, and such refusals and new connections need no write. 
 tries again, at most every `RETRY_S`. If a sync fails, everything from then on raises SyncFailed,
 and the process must end.
 
+The request log is a convenience and must cost little: what was written is kept for it, and
+`keep_durable` formats and writes the lines of all that came in `LAG_S` together; sooner where many
+came. What is not in the chain is in no log.
+
 Refused connections, and requests over a limit, are counted, not written (see `floods`). A wall
 clock that moves by itself is written down: times in records are only as good as it.
 """
@@ -47,13 +51,16 @@ from .records import (
 )
 from .segments import ChainWriter, NoRoom, RecordError, Room
 
-__all__ = ["CLOCK_JUMP_MS", "LAG_S", "Journal"]
+__all__ = ["CLOCK_JUMP_MS", "LAG_S", "UNLOGGED_MAX", "Journal"]
 
 RETRY_S: Final = 0.1
 """Seconds between tries to write while writing fails."""
 
 LAG_S: Final = 0.05
 """Seconds a written record may wait to be durable if nobody waits for it."""
+
+UNLOGGED_MAX: Final = 256
+"""Written records that are kept for the request log; with as many, their lines are written."""
 
 CLOCK_JUMP_MS: Final = 60_000
 """Milliseconds by which the wall clock has to leave the monotonic one to be recorded."""
@@ -99,7 +106,8 @@ class Journal:
         self._clock_ms = self._offset_ms()
         self._kept: list[AnyRecord] = []
         self._bodies: list[bytes] = []
-        self._lines: list[bytes] = []
+        self._formatted: list[AnyRecord] = []
+        self._unlogged: list[AnyRecord] = []
         self._retry_at = 0.0
         self._syncing: trio.Event | None = None
         self._threads = trio.CapacityLimiter(1)
@@ -161,14 +169,23 @@ class Journal:
         self.failing = False
         self.written = self.records
         if self._log is not None:
-            self._log.write(b"".join(line + b"\n" for line in self._lines))
-            self._lines.clear()
+            self._unlogged += self._formatted
+            self._formatted.clear()
+            if len(self._unlogged) >= UNLOGGED_MAX:
+                self.write_log()
 
     def _format(self) -> None:
         self._bodies += map(write_record, self._kept)
         if self._log is not None:
-            self._lines += [_encode_line(export_record(record)) for record in self._kept]
+            self._formatted += self._kept
         self._kept.clear()
+
+    def write_log(self) -> None:
+        """Write the lines of what was written since the last time into the request log."""
+        if self._log is not None and self._unlogged:
+            lines = [_encode_line(export_record(record)) for record in self._unlogged]
+            self._unlogged.clear()
+            self._log.write(b"\n".join(lines) + b"\n")
 
     def _portions(self) -> list[list[bytes]]:
         """What is to be written, in as few writes as segments allow: almost always one."""
@@ -220,7 +237,8 @@ class Journal:
             self._chain.prepare()
 
     async def keep_durable(self) -> None:
-        """Make records durable that nobody waits for, and look at clock and floods; runs for ever.
+        """Make records durable that nobody waits for, log them, and look at clock and floods; runs
+        for ever.
 
         Raises:
             SyncFailed: The process must end.
@@ -228,6 +246,7 @@ class Journal:
         while True:
             self.look_at_clock()
             self._record_floods()
+            self.write_log()
             if self.synced < self.written:
                 await self.durable(self.written)
             await trio.sleep(LAG_S)
@@ -272,5 +291,6 @@ class Journal:
             self.append(Stop(self._wall_ms(), self.records + 1))
             self.flush(Room.LAST)
         finally:
+            self.write_log()
             self._chain.close()
         self.synced = self.written

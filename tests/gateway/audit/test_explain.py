@@ -27,6 +27,7 @@ from tests.gateway.access.test_enforcement import (
     new_name,
     put,
 )
+from tests.gateway.journals import records_in
 from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -116,7 +117,7 @@ def test_what_was_done_is_explained_too(running: Running, admin: RawClient) -> N
     admin.call("show_key", alias)
     references = [
         record["reference"]
-        for record in map(json.loads, running.log.read_text().splitlines())
+        for record in records_in(running.directory / "audit")
         if record.get("kind") == "request" and record.get("resource") == alias
     ]
     for reference, operation in zip(references, ("create_key", "encrypt", "show_key"), strict=True):

@@ -12,7 +12,7 @@ import trio
 import trio.testing
 
 from hsmux_gateway.audit.floods import OTHERS, SOURCES_MAX, WINDOW_S, Floods
-from hsmux_gateway.audit.journal import CLOCK_JUMP_MS, LAG_S, Journal
+from hsmux_gateway.audit.journal import CLOCK_JUMP_MS, LAG_S, UNLOGGED_MAX, Journal
 from hsmux_gateway.audit.layout import SPARE, chain_directories
 from hsmux_gateway.audit.records import AnyRecord, Flood
 from hsmux_gateway.audit.segments import (
@@ -243,17 +243,70 @@ def test_a_clock_that_jumps_is_recorded_once(tmp_path: Path, by_ms: int) -> None
     assert [r.by_ms for r in jumps] == [by_ms]  # type: ignore[union-attr]
 
 
-def test_the_log_gets_the_same_records(tmp_path: Path) -> None:
-    reading, writing = os.pipe()
-    journal = Journal(_open(tmp_path), log=LogSink(writing))
+def _logged(log: Path) -> list[str]:
+    return [json.loads(line)["kind"] for line in log.read_text().splitlines()]
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Iterator[tuple[Path, LogSink]]:
+    """A request log, and what writes into it."""
+    path = tmp_path / "requests.log"
+    with open(path, "wb", buffering=0) as file:
+        yield path, LogSink(file.fileno())
+
+
+def test_the_log_gets_the_same_records(tmp_path: Path, log_file: tuple[Path, LogSink]) -> None:
+    path, sink = log_file
+    journal = Journal(_open(tmp_path / "log"), log=sink)
+    journal.append(request(1))
+    journal.write_log()
+    assert _logged(path) == [], "what is not in the chain is in no log"
+    journal.flush()
+    assert _logged(path) == [], "one record is not worth a write of its own"
+    journal.write_log()
+    journal.write_log()
+    assert _logged(path) == ["start", "request"]
+    journal.append(request(2))
+    journal.close()
+    assert _logged(path) == _kinds(records_of(tmp_path / "log"))
+
+
+def test_the_log_is_not_kept_waiting_for_long(
+    tmp_path: Path, log_file: tuple[Path, LogSink]
+) -> None:
+    path, sink = log_file
+    journal = Journal(_open(tmp_path / "log"), log=sink)
+    for number in range(UNLOGGED_MAX - 1):
+        journal.append(request(number))
+        assert _logged(path) == []
+        journal.flush()
+    assert _logged(path) == ["start", *["request"] * (UNLOGGED_MAX - 1)]
+    journal.close()
+
+
+async def test_what_is_durable_by_itself_is_logged_by_itself(
+    tmp_path: Path, log_file: tuple[Path, LogSink]
+) -> None:
+    path, sink = log_file
+    journal = Journal(_open(tmp_path / "log"), log=sink)
     journal.append(request(1))
     journal.flush()
-    lines = [json.loads(line) for line in os.read(reading, 65536).splitlines()]
-    assert [line["kind"] for line in lines] == ["start", "request"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.keep_durable)
+        await _until(lambda: journal.synced == 2)
+        assert _logged(path) == ["start", "request"]
+        nursery.cancel_scope.cancel()
+    journal.close()
+
+
+def test_a_log_that_nobody_reads_any_more_stops_nothing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    journal = Journal(_open(tmp_path), log=LogSink(writing))
     os.close(reading)
-    journal.append(request(2))
+    journal.append(request(1))
     journal.flush()
-    assert journal.written == 3
+    journal.write_log()
+    assert journal.written == 2
     os.close(writing)
     journal.close()
 
