@@ -17,6 +17,7 @@ from hsmux_tools.bench.rows import (
 
 AT_LEAST = Target("speed", "one to another", "ratio", 0.5, at_least=True)
 AT_MOST = Target("size", "how large it is", "MiB", 80)
+A_SECOND = Target("rate", "how many", "records/s", 200_000, at_least=True)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,10 @@ def test_the_targets() -> None:
         "python-path": (0.60, True),
         "batches": (0.50, True),
         "hardware-batches": (0.85, True),
+        "audit-singles": (0.85, True),
+        "audit-batches": (0.90, True),
+        "decision": (5, False),
+        "verify": (200_000, True),
         "memory-gateway": (80, False),
         "memory-worker": (30, False),
         "help": (150, False),
@@ -94,6 +99,12 @@ def test_the_table() -> None:
     note = "3 to 10 requests a CPU second"
     rows = [Row(AT_LEAST, (0.35, 0.2, 0.3), note=note), Row(AT_MOST, (74.6, 74.61, 74.5)), INVALID]
     assert table(rows) == TABLE
+
+
+def test_large_figures_are_grouped() -> None:
+    words = table([Row(A_SECOND, (604_201.6,))]).splitlines()[1].split()
+    assert words[1:3] == ["604,202", "records/s"]
+    assert words[-4:] == [">=", "200,000", "records/s", "ok"]
 
 
 def test_the_record_says_on_what_and_how_it_was_measured() -> None:

@@ -59,6 +59,10 @@ def test_every_measurement(tmp_path: Path) -> None:
         assert len(result["values"]) == 1
         assert result["median"] > 0
     assert results["batches"]["details"]["loop_alone"] > 0
+    counts = results["decision"]["details"]
+    assert counts["policies"] == 10 * counts["access_points"] == counts["resources"] / 10
+    assert counts["first_us"] > 0
+    assert results["verify"]["details"]["records"] >= 1000
     assert found["versions"]["native"]
     assert list(tmp_path.iterdir()) == []
 
@@ -115,9 +119,10 @@ def test_a_signal_ends_everything(tmp_path: Path, number: int, code: int) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_gateway_it_says_what_to_install() -> None:
+@pytest.mark.parametrize("only", [[], ["--only", "verify"]])
+def test_without_a_gateway_it_says_what_to_install(only: list[str]) -> None:
     program = (
-        "import sys, runpy; sys.modules['hsmux_gateway'] = None; sys.argv[1:] = []; "
+        f"import sys, runpy; sys.modules['hsmux_gateway'] = None; sys.argv[1:] = {only}; "
         "runpy.run_module('hsmux_tools.bench', run_name='__main__')"
     )
     done = subprocess.run(

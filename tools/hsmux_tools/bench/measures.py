@@ -5,23 +5,29 @@ deciding, recording, sending. So a machine that others use too changes the figur
 generator that is a little slow nothing. The hardware path is processes side by side, and whether
 the worker is kept busy is the very question: there it is the worker's time, at work or idle, but
 not the time that a process of the path could have run and others had its core.
+
+What needs no gateway of the site is measured in a process of its own, in a directory of its own.
 """
 
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
+from hsmux import Client
+from hsmux.profiles import Profile
 from hsmux_protocol.columns import pack_column
 from hsmux_protocol.frames import LENGTH_SIZE
 
 from ..failure import Failure
-from .clocks import cpu_ns, pin, private_mib, resident_mib, waited_ns
+from .clocks import cpu_ns, pin, private_mib, resident_mib, split_cores, waited_ns
 from .generator import Flow, Generator, Group, connect
 from .rows import TARGETS, Row, WrongAnswer
 from .site import Site
@@ -41,15 +47,33 @@ __all__ = [
     "MEASURES",
     "Measure",
     "Pace",
+    "measure_audit_batches",
+    "measure_audit_singles",
     "measure_batches",
+    "measure_decision",
     "measure_hardware_batches",
     "measure_help",
     "measure_memory",
     "measure_python_path",
+    "measure_verify",
 ]
 
 STARTS: Final = 3
 """Starts of a program in one round."""
+
+AUDIT_PARTS: Final = 4
+"""Times that recording is turned off and on in a round."""
+
+ACCESS_POINTS_MAX: Final = 1000
+"""Access points that decisions are measured with: ten policies and a hundred keys for each."""
+
+RECORDS_MAX: Final = 100_000
+"""Records of the log that is verified."""
+
+FULL_SECONDS: Final = 0.2
+"""Seconds of a round from which on decisions and verification are measured with all of these; a
+shorter one gets fewer in proportion, since they have to be made first.
+"""
 
 T = TypeVar("T")
 
@@ -289,6 +313,108 @@ def measure_help(pace: Pace) -> list[Row]:
     ]
 
 
+@contextmanager
+def _own_directory() -> Iterator[Path]:
+    """A directory for one measurement, without links."""
+    with tempfile.TemporaryDirectory(prefix="hsmux-bench-") as directory:
+        yield Path(directory).resolve()
+
+
+def measure_audit_singles(pace: Pace) -> list[Row]:
+    """Single requests on record, and the same off the record."""
+    pairs = _audit_pairs(single_work, SINGLES_OPEN, pace)
+    return [_row("audit-singles", pairs, 1, "requests a CPU second")]
+
+
+def measure_audit_batches(pace: Pace) -> list[Row]:
+    """Batches on record, and the same off the record."""
+    pairs = _audit_pairs(batch_work, BATCHES_OPEN, pace)
+    return [_row("audit-batches", pairs, BATCH_ITEMS, "records a CPU second")]
+
+
+def _audit_pairs(
+    make_work: Callable[[str], Work], window: int, pace: Pace
+) -> list[tuple[_Sample, _Sample]]:
+    """Have work done by one gateway, while it records and while it does not.
+
+    The two differ by little, and other programs do not come and go as fast as they take turns.
+    """
+    mine, others = split_cores()
+    with _own_directory() as directory, yardstick("audit", directory) as gateway:
+        profile = _profile_of(**gateway.facts)
+        work = make_work(_software_key(profile))
+        part = replace(pace, seconds=pace.seconds / AUDIT_PARTS)
+        pin([os.getpid()], mine)
+        pin([gateway.pid], others)
+        with connect(profile) as generator:
+
+            def served(recording: str) -> _Sample:
+                gateway.tell(recording)
+                return _served(generator, gateway.pid, work, part, window, check)
+
+            parts = list(
+                _in_turn(AUDIT_PARTS * pace.rounds, lambda: served("on"), lambda: served("off"))
+            )
+    return [
+        (_total([on for on, _ in some]), _total([off for _, off in some]))
+        for some in (parts[n : n + AUDIT_PARTS] for n in range(0, len(parts), AUDIT_PARTS))
+    ]
+
+
+def _total(parts: Sequence[_Sample]) -> _Sample:
+    """What one thing did in several parts of a round."""
+    units, costs, walls, shares = zip(*parts, strict=True)
+    return _Sample(sum(units), sum(costs), sum(walls), statistics.median(shares))
+
+
+def _profile_of(port: int, **files: str) -> Profile:
+    """Of the administrator of a gateway that says its port and files."""
+    return Profile((f"127.0.0.1:{port}",), server_name="localhost", **files)
+
+
+def _software_key(profile: Profile) -> str:
+    with Client.connect(
+        profile.addresses,
+        certificate=profile.certificate,
+        private_key=profile.private_key,
+        ca=profile.ca,
+        server_name=profile.server_name,
+    ) as client:
+        return client.create_key(spec="AES_256").key_id
+
+
+def _scaled(full: int, least: int, pace: Pace) -> int:
+    return max(least, min(full, round(full * pace.seconds / FULL_SECONDS)))
+
+
+def measure_decision(pace: Pace) -> list[Row]:
+    """Decisions with a full catalogue."""
+    access_points = _scaled(ACCESS_POINTS_MAX, 10, pace)
+    with yardstick("decision", access_points) as deciding:
+        deciding.tell("")
+        values = tuple(deciding.tell("")["cost_ns"] / 1e3 for _ in range(pace.rounds))
+        first_us = round(deciding.facts["cost_ns"] / 1e3, 1)
+        counts = {
+            "access_points": access_points,
+            "policies": deciding.facts["policies"],
+            "resources": deciding.facts["resources"],
+        }
+    among = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+    note = f"among {among}; asked for the first time: {first_us} us"
+    return [Row(TARGETS["decision"], values, details={**counts, "first_us": first_us}, note=note)]
+
+
+def measure_verify(pace: Pace) -> list[Row]:
+    """An audit log, verified."""
+    records = _scaled(RECORDS_MAX, 1000, pace)
+    with _own_directory() as directory, yardstick("verify", directory, records) as verifying:
+        verifying.run(pace.seconds)
+        laps = [verifying.run(pace.seconds) for _ in range(pace.rounds)]
+    values = tuple(records * lap.calls * 1e9 / lap.cpu_ns for lap in laps)
+    details: dict[str, float] = {"records": records}
+    return [Row(TARGETS["verify"], values, details=details, note=f"a log of {records:,} records")]
+
+
 class Measure(NamedTuple):
     """One measurement.
 
@@ -308,6 +434,10 @@ MEASURES: Final = (
     Measure("python-path", True, measure_python_path),
     Measure("batches", True, measure_batches),
     Measure("hardware-batches", True, measure_hardware_batches),
+    Measure("audit-singles", False, measure_audit_singles),
+    Measure("audit-batches", False, measure_audit_batches),
+    Measure("decision", False, measure_decision),
+    Measure("verify", False, measure_verify),
     Measure("help", False, measure_help),
 )
 """In the order they are run: memory first, while the gateway is still idle."""

@@ -17,7 +17,7 @@ from .work import BATCH_ITEMS, BATCHES_OPEN, RECORD_SIZE, SINGLES_A_GROUP, SINGL
 __all__ = ["machine", "record", "table"]
 
 LIBRARIES: Final = ("cffi", "cryptography", "msgpack", "msgspec", "python-pkcs11", "trio")
-DIGITS: Final = {"ratio": 2, "MiB": 1, "ms": 0}
+DIGITS: Final = {"ratio": 2, "MiB": 1, "ms": 0, "us": 1, "records/s": 0}
 """Digits behind the point of a figure, by its unit."""
 
 HEADINGS: Final = ("figure", "median", "lowest", "highest", "target", "")
@@ -26,7 +26,7 @@ HEADINGS: Final = ("figure", "median", "lowest", "highest", "target", "")
 def _figure(row: Row, value: float) -> str:
     digits = DIGITS[row.target.unit]
     unit = "" if row.target.unit == "ratio" else f" {row.target.unit}"
-    return f"{value:.{digits}f}{unit}"
+    return f"{value:,.{digits}f}{unit}"
 
 
 def table(rows: Sequence[Row]) -> str:

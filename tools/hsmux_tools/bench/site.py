@@ -1,6 +1,5 @@
 """Where it is measured: a gateway of the bench's own, with a token and one worker."""
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator, Set
@@ -16,6 +15,7 @@ from hsmux.profiles import Profile, load_profile
 from ..failure import Failure
 from ..own_gateway import own_gateway, workers_of
 from .clocks import split_cores
+from .yardstick import check_gateway
 
 __all__ = ["PROFILE", "Site", "check_installed", "open_site"]
 
@@ -77,8 +77,7 @@ def check_installed() -> None:
     Raises:
         Failure: Something is not installed; says what.
     """
-    if importlib.util.find_spec("hsmux_gateway") is None:
-        raise Failure("the bench measures a gateway on this machine: pip install hsmux-gateway")
+    check_gateway()
     if shutil.which("softhsm2-util") is None:
         raise Failure("the bench needs a token: apt-get install softhsm2")
 

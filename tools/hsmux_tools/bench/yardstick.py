@@ -1,8 +1,9 @@
-"""The yardsticks: processes of the gateway's package that it is measured against.
+"""The yardsticks: processes of the gateway's package that are measured, or measured against.
 
-`hsmux_gateway.yardstick` says what each does and what it is told and tells.
+`hsmux_gateway.yardsticks` says what each does and what it is told and tells.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -15,9 +16,20 @@ from typing import Any, Final
 from ..failure import Failure
 from .rows import WrongAnswer
 
-__all__ = ["Laps", "Yardstick", "yardstick"]
+__all__ = ["Laps", "Yardstick", "check_gateway", "yardstick"]
 
-MODULE: Final = "hsmux_gateway.yardstick"
+MODULE: Final = "hsmux_gateway.yardsticks"
+END_TIMEOUT_S: Final = 20.0
+
+
+def check_gateway() -> None:
+    """Find out whether there is anything to measure.
+
+    Raises:
+        Failure: There is not; says what to install.
+    """
+    if importlib.util.find_spec(MODULE.partition(".")[0]) is None:
+        raise Failure("the bench measures a gateway on this machine: pip install hsmux-gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +63,49 @@ class Yardstick:
         record: dict[str, Any] = json.loads(line)
         return record
 
+    def tell(self, line: str) -> dict[str, Any]:
+        """Tell it something; what it says to that.
+
+        Raises:
+            WrongAnswer: What it made is not right.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        record = self._read()
+        if not record.pop("right", True):
+            raise WrongAnswer(f"the yardstick {self._name} made what is not right")
+        return record
+
     def run(self, seconds: float) -> Laps:
         """Have a loop repeat its batch for some seconds.
 
         Raises:
-            WrongAnswer: What it made does not open again.
+            WrongAnswer: What it made does not open again, or is not what it must be.
         """
+        return Laps(**self.tell(str(seconds)))
+
+    def end(self) -> int:
+        """End it in order, by the end of what it is told; its exit code."""
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        record = self._read()
-        if not record.pop("right"):
-            raise WrongAnswer(f"the yardstick {self._name} made what does not open")
-        return Laps(**record)
+        self._process.stdin.close()
+        return self._process.wait(END_TIMEOUT_S)
 
 
 @contextmanager
-def yardstick(name: str, *files: Path) -> Iterator[Yardstick]:
+def yardstick(name: str, *told: Path | int) -> Iterator[Yardstick]:
     """Start a yardstick and end it.
 
     Args:
-        name: "echo", "software" or "hardware".
-        files: What it is told on its command line.
+        name: As `hsmux_gateway.yardsticks` calls it.
+        told: What it is told on its command line.
 
     Raises:
-        Failure: It did not start.
+        Failure: It is not installed, or did not start.
     """
+    check_gateway()
     process = subprocess.Popen(
-        [sys.executable, "-m", MODULE, name, *map(str, files)],
+        [sys.executable, "-m", MODULE, name, *map(str, told)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
