@@ -1,5 +1,5 @@
 """README.md, section "Run it": its steps, done as they stand, lead to an encrypted and audited
-request.
+request. On the gateway that they made, so does the example of docs/access.md.
 
 They run in a directory that stands in for the root of the file system, on a free port; nothing else
 is changed.
@@ -27,6 +27,17 @@ def _steps(root: Path) -> tuple[str, str, str, str]:
     directories, config, gateway, application = (block.text for block in blocks(shown))
     config = config.replace("0.0.0.0:7411", f"127.0.0.1:{free_port()}")
     return directories, config + '[health]\nlisten = "127.0.0.1:0"\n', gateway, application
+
+
+def _example(name: str) -> tuple[str, str, str]:
+    """The example of docs/access.md for an application of another name: preparation, a decision
+    that allows and one that denies, and what ends it.
+    """
+    text = (ROOT / "docs" / "access.md").read_text().replace("billing", name)
+    section = text.partition("\n## One example\n")[2].partition("\n## ")[0]
+    policy, request, access, decisions, archive, end = (block.text for block in blocks(section))
+    file = f"cat > {name}.toml <<'END'\n{policy}END\n"
+    return file + request + access + archive, decisions, end
 
 
 def test_the_steps_lead_to_an_audited_request(tmp_path: Path) -> None:
@@ -69,6 +80,14 @@ def test_the_steps_lead_to_an_audited_request(tmp_path: Path) -> None:
                 "| grep -q -m 1 '^hsmux: serving on '"
             )
             said = run(application)
+            environment["HSMUX_PROFILE"] = "administrator"
+            prepared_access, decisions, end = _example("freight")
+            run(prepared_access)
+            allows, denies = decisions.splitlines()
+            assert "freight statement invoices" in run(allows)
+            denied = run(f"{denies} || test $? = 4")
+            assert "freight statement invoices: wants in the context tenant=freight" in denied
+            run(end)
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(STOP_TIMEOUT_S) == 0
