@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ..errors import OperatorError
 from .checkpoints import load_public_key
+from .layout import chain_directories
 from .lookup import decided_by, find_in_segment, is_reference, newest_segments
 from .reading import Numbered, UnreadableLog, export, json_line, last_records, matching
 from .records import export_record
@@ -48,6 +49,12 @@ def _lines(records: Iterator[Numbered]) -> Iterator[bytes]:
 def _log_at(directory: Path) -> Path:
     if not directory.is_dir():
         raise OperatorError(f"audit: {directory} is no directory", exit_code=_EXIT_USAGE)
+    if not chain_directories(directory):
+        text = (
+            f"audit: there is no log in {directory}; it is in the directory that audit.directory "
+            "names, or else in audit in instance_dir"
+        )
+        raise OperatorError(text, exit_code=_EXIT_USAGE)
     return directory
 
 

@@ -244,14 +244,14 @@ class Retired(_Record, frozen=True, array_like=True, tag=7):
 
     Attributes:
         segment: The last segment that goes.
-        sequence: The last record in it.
+        last_sequence: The last record in it.
         head: The head of the chain after that record.
     """
 
     kind = "retired"
 
     segment: _Number
-    sequence: _Count
+    last_sequence: _Count
     head: _Hash
 
 

@@ -498,8 +498,8 @@ class _Chain:
             self._retired.append((sequence, record))
         elif self._gone is not None:
             # What a crash left of the removal is less than the record names.
-            is_told = record.sequence > self._gone.sequence
-            if is_told or (record.sequence, record.head) == self._gone:
+            is_told = record.last_sequence > self._gone.sequence
+            if is_told or (record.last_sequence, record.head) == self._gone:
                 self._told_at = self._told_at or sequence
 
     def _meet(self, end: ChainEnd) -> int:

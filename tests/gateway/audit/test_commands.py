@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import serialization
 
 from hsmux_gateway.audit.checkpoints import split_notes
 from hsmux_gateway.audit.layout import CHECKPOINTS, chain_directories, segment_paths
-from hsmux_gateway.audit.reading import covers
+from hsmux_gateway.audit.reading import covers, json_line
 from hsmux_tools.main import command
 
 from .logs import PUBLIC_KEY, every_kind, make_log
@@ -79,7 +79,17 @@ def test_wrong_arguments(log: Path, key: Path, tmp_path: Path) -> None:
         ("verify", log, "--public-key", log / CHECKPOINTS),
         ("verify", log, "--public-key", key, "--chain", "12"),
         ("export", tmp_path / "nowhere"),
+        # A directory that is none of a log is not an empty log.
+        ("export", tmp_path),
+        ("tail", tmp_path),
+        ("match", tmp_path, "r5f3a91c07b2e-5"),
     ):
         result = _run("audit", *words)
         assert result.exit_code == 2, result.output
         assert result.stderr.count("\n") == 1
+
+
+def test_a_line_has_its_own_place_whatever_the_record_tells() -> None:
+    for record in every_kind():
+        line = json.loads(json_line(("c" * 32, 4711, record)))
+        assert (line["chain"], line["sequence"]) == ("c" * 32, 4711), record
