@@ -150,6 +150,8 @@ def test_a_certificate_of_an_outside_ca_stands_for_its_access_point(
     context = shown.context(outside.ca, tmp_path)
     with connect(outside.running.address, context) as client:
         assert client.call("generate_random", 8)
+        with pytest.raises(errors.NotFound, match="of another CA, which renews it"):
+            client.call("renew_client_key", None, None, False)
 
 
 def _own_with_uri(outside: Outside, uri: str) -> Shown:

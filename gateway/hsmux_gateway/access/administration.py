@@ -349,6 +349,8 @@ class AdministrationService:
         """A certificate for another key in the place of one that stays accepted until its end."""
         renewed_id = client_key_id or call.principal.client_key_id
         found = self._catalog.client_keys.get(renewed_id)
+        if found is None and client_key_id is None:
+            raise NotFound("this certificate is of another CA, which renews it: no client key")
         if found is None:
             raise NotFound("there is no such client key")
         owner = self._catalog.access_points[found.access_point_id]

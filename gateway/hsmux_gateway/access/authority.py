@@ -170,8 +170,9 @@ def check_request(der: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
-        raise ValueError(f"not a PKCS#10 request: {error}") from None
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+        # What the parser says of ASN.1 helps nobody who named the wrong file.
+        raise ValueError("not a PKCS#10 request: `openssl req -new` makes one") from None
     # The key before the signature: an enormous one would take its time to verify.
     if not _is_strong(key):
         raise ValueError("the key must be RSA of 2048 to 4096 bits, or EC P-256, P-384 or P-521")

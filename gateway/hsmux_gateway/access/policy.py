@@ -134,6 +134,8 @@ def parse_policy(text: str) -> Policy:
     except msgspec.ValidationError as error:
         what, _, place = str(error).partition(" - at `$")
         where = place.rstrip("`").removeprefix(".")
+        if where.endswith(".effect"):
+            what = "must be 'allow' or 'deny'"
         raise PolicyError(f"{where}: {what}" if where else what) from None
     _check(policy)
     return policy

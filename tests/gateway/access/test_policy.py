@@ -60,7 +60,10 @@ REFUSED: dict[str, tuple[str, str]] = {
         document({**ALLOW, "conditions": {"network": "x"}}),
         r"statements\[0\].conditions.network: unknown; did you mean 'network_rule'",
     ),
-    "unknown effect": (document({**ALLOW, "effect": "permit"}), r"\[0\].effect: "),
+    "unknown effect": (
+        document({**ALLOW, "effect": "permit"}),
+        r"\[0\].effect: must be 'allow' or 'deny'",
+    ),
     "unknown operation": (
         document({**ALLOW, "operations": ["encypt"]}),
         r"operations\[0\]: unknown operation 'encypt'; did you mean 'encrypt'",

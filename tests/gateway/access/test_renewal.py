@@ -275,7 +275,7 @@ def test_a_request_is_checked_like_any(running: Running, admin: RawClient, tmp_p
     point = make_point(admin)
     good = request_of(new_key())
     bad = {
-        "not a PKCS#10 request": b"junk",
+        "not a PKCS#10 request: `openssl req -new` makes one": b"junk",
         "not signed by its own key": good[:-4] + bytes(4),
         "the key must be": request_of(ec.generate_private_key(ec.SECP192R1())),
         "RSA of 2048": request_of(rsa.generate_private_key(65537, 1024)),
