@@ -456,6 +456,13 @@ async def _make_administrator(
     if wanted.restored:
         await trio.to_thread.run_sync(store.write, partial(_restore_administrator, wanted.policy))
     found, accepted = await trio.to_thread.run_sync(store.read, _read_administrator)
+    if found is not None and (
+        found.state != "Enabled" or ADMINISTRATOR not in found.policies.split("\n")
+    ):
+        log.warning(
+            "the administrator is disabled or lost its policy: run this again with "
+            "--restore-administrator to give both back"
+        )
     if _is_accepted(paths, accepted):
         return False
     key = ec.generate_private_key(ec.SECP256R1())
@@ -477,11 +484,6 @@ async def _make_administrator(
         await _write(store, [client_key_row(certificate, found.access_point_id)])
         directory = str(instance.administrator)
         log.warning("the administrator has another client key now", directory=directory)
-        if found.state != "Enabled" or ADMINISTRATOR not in found.policies.split("\n"):
-            log.warning(
-                "the administrator is disabled or lost its policy: run this again with "
-                "--restore-administrator to give both back"
-            )
     return True
 
 

@@ -14,6 +14,7 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from structlog.testing import capture_logs
 
 from hsmux_gateway.config import load_config
 from hsmux_gateway.daemon import run_init
@@ -269,7 +270,13 @@ def test_the_glass_can_be_broken(tmp_path: Path, loss: str) -> None:
             else:
                 gone = [[], [ADMINISTRATOR], *nothing[2:]]
                 second.call("update_access_point", ADMINISTRATOR, None, None, *gone, None)
+    with capture_logs() as logs:
+        _init(config)
+    assert any("--restore-administrator" in entry["event"] for entry in logs)
     trio.run(run_init, load_config(config), FirstAdministrator(restored=True))
+    with capture_logs() as logs:
+        _init(config)
+    assert not any("--restore-administrator" in entry["event"] for entry in logs)
     with running_gateway(config, init=False) as running:
         with connect(running.address, client_context(running.administrator)) as first:
             record = first.call("show_access_point", ADMINISTRATOR)[0]
