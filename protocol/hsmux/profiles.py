@@ -16,12 +16,13 @@ The profile that is used: the one that is named, else the one named by `HSMUX_PR
 default. It holds paths only, never a key.
 """
 
+import difflib
 import json
 import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -101,9 +102,16 @@ def load_profile(name: str | None = None) -> Profile:
     if chosen is None:
         raise NotFound(f"no profile is chosen in {profiles_path()}; {_REMEDY}")
     if chosen not in profiles:
-        known = ", ".join(profiles) or "none"
-        raise NotFound(f"no profile {chosen!r} in {profiles_path()} (known: {known}); {_REMEDY}")
+        raise _unknown(chosen, profiles)
     return profiles[chosen]
+
+
+def _unknown(name: str, profiles: Collection[str]) -> NotFound:
+    near = difflib.get_close_matches(name, profiles, 1)
+    if near:
+        return NotFound(f"no profile {name!r} in {profiles_path()}; did you mean {near[0]!r}?")
+    known = ", ".join(profiles) or "none"
+    return NotFound(f"no profile {name!r} in {profiles_path()} (known: {known}); {_REMEDY}")
 
 
 def list_profiles() -> dict[str, Profile]:
@@ -175,7 +183,7 @@ def use_profile(name: str) -> None:
     """
     profiles = _read()[1]
     if name not in profiles:
-        raise NotFound(f"no profile {name!r} in {profiles_path()}; {_REMEDY}")
+        raise _unknown(name, profiles)
     _write(name, profiles)
 
 

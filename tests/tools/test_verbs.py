@@ -365,7 +365,10 @@ class TestProfiles:
 
     def test_what_is_wrong_is_named(self, run: Run) -> None:
         check_refused(run("profile", "show"), 3, "hsmux dev", "hsmux profile add")
-        check_refused(run("profile", "use", "nobody"), 3, "nobody")
+        check_refused(run("profile", "use", "nobody"), 3, "nobody", "known: none")
+        self.add(run, "billing")
+        for words in (("profile", "use", "biling"), ("profile", "show", "biling")):
+            check_refused(run(*words), 3, "did you mean 'billing'?")
         check_refused(self.add(run, "a b"), 2, "a b")
 
     @pytest.mark.parametrize("name", ["a.pem", "a.key", "ca.pem"])
