@@ -1,6 +1,7 @@
 """The table of verbs against the operations, the code and the help."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def verb_of(entry: Entry) -> Verb:
 
 
 def words_after_hsmux(example: str) -> list[str]:
-    """The words of the command in an example line, without pipes and redirections."""
-    (segment,) = [part for part in example.split("|") if part.strip().startswith("hsmux ")]
+    """The words of the command in an example line, without pipes, redirections and others."""
+    parts = re.split(r"\||&&", example)
+    (segment,) = [part for part in parts if part.strip().startswith("hsmux ")]
     words = shlex.split(segment.partition(" > ")[0].partition(" < ")[0])
     return words[1:]
 

@@ -359,7 +359,7 @@ def show_client_key(settings: Settings, client_key: str) -> None:
 @verb(
     "renew",
     "hsmux client-key renew",
-    "hsmux client-key renew ck-aaaqeayeaudaocajbifqydiob4 --csr billing.csr --out billing-2",
+    "hsmux client-key renew ck-aaaqeayeaudaocajbifqydiob4 --csr billing-2.csr --out billing-2",
 )
 @click.argument("client_key", metavar="[CLIENT_KEY]", required=False)
 @click.option(
@@ -368,7 +368,9 @@ def show_client_key(settings: Settings, client_key: str) -> None:
 @click.option(
     "--out", "prefix", type=FILE, metavar="PREFIX", help="Begin of the file names; needs a key."
 )
-@click.option("--force", is_flag=True, help="Also if it was renewed just now; a policy allows it.")
+@click.option(
+    "--force", is_flag=True, help="Also if it was renewed just now; a policy has to allow it."
+)
 @click.pass_obj
 def renew_client_key(
     settings: Settings, client_key: str | None, csr: str | None, prefix: str | None, force: bool

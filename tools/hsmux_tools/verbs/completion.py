@@ -15,7 +15,9 @@ VARIABLE: Final = "_HSMUX_COMPLETE"
 """What click's completion looks at, made from the program's name."""
 
 
-def _verb(shell: str, example: str) -> Verb:
+def _verb(shell: str, directory: str, file: str) -> Verb:
+    example = f"mkdir -p {directory} && hsmux completion {shell} > {directory}/{file}"
+
     def print_script() -> None:
         root = click.get_current_context().find_root().command
         completion = get_completion_class(shell)
@@ -31,6 +33,6 @@ def _verb(shell: str, example: str) -> Verb:
     )
 
 
-bash = _verb("bash", "hsmux completion bash > ~/.local/share/bash-completion/completions/hsmux")
-zsh = _verb("zsh", "hsmux completion zsh > ~/.zfunc/_hsmux")
-fish = _verb("fish", "hsmux completion fish > ~/.config/fish/completions/hsmux.fish")
+bash = _verb("bash", "~/.local/share/bash-completion/completions", "hsmux")
+zsh = _verb("zsh", "~/.zfunc", "_hsmux")
+fish = _verb("fish", "~/.config/fish/completions", "hsmux.fish")

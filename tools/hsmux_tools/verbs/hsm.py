@@ -69,7 +69,7 @@ def init_token(settings: Settings, config: Path, token: str | None) -> None:
 def clear_pin(settings: Settings, config: Path, token: str | None) -> None:
     """Allow logins again after a refused PIN.
 
-    After one refused PIN no worker tries again, so that a wrong one cannot lock the token. Correct
-    the PIN file first.
+    After one refused PIN no worker tries again, so that a wrong one cannot lock the token. Stop the
+    gateway and correct the PIN file first.
     """
     _run(settings, "hsm_clear_pin", config, token)
