@@ -27,7 +27,10 @@ from .identities import Identities
 from .policy import network_rules_of
 from .rules import lines_of, read_policy
 
-__all__ = ["Permits", "refuse_denied", "refuse_stranger"]
+__all__ = ["WHY", "Permits", "refuse_denied", "refuse_stranger"]
+
+WHY: Final = "`hsmux policy explain` tells an administrator why"
+"""What a refusal says to do; the reference that it takes is in the answer."""
 
 RETRY_AFTER_MS: Final = 100
 """What a caller is told to wait whose access was changed just now."""
@@ -53,7 +56,7 @@ def refuse_denied(call: Call, decision: Decision) -> None:
     """
     if not decision.allowed:
         what = f"{call.operation.name} {name_of(call)}".rstrip()
-        raise Denied(f"access point {call.principal.access_point} may not {what}")
+        raise Denied(f"access point {call.principal.access_point} may not {what}; {WHY}")
 
 
 class Permits:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hsmux_gateway.access.asked import CONTEXTS_MAX
+from hsmux_gateway.access.permits import WHY
 from hsmux_protocol import errors
 from hsmux_protocol.columns import pack_column
 from hsmux_protocol.context import encode_context
@@ -155,7 +156,7 @@ def test_a_refusal_never_tells_whether_a_key_exists(
                 refusal(client, operation, name, *rest)[1].replace(name, "KEY")
                 for name in (there, NOBODY)
             }
-            assert told == {f"access point {point.name} may not {operation} KEY"}
+            assert told == {f"access point {point.name} may not {operation} KEY; {WHY}"}
         # Where the policies would allow it, it is told that there is no such key.
         assert refusal(client, "show_key", "alias/granted/none")[0] == "NotFound"
 

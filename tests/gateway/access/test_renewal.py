@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hsmux_gateway.access.authority import CLOCK_SKEW
 from hsmux_gateway.access.decision import DEFAULT_DENIAL, OWN, decide, decide_again
 from hsmux_gateway.access.grants import NO_GRANTS
+from hsmux_gateway.access.permits import WHY
 from hsmux_gateway.access.renewal import (
     ENDING_DAYS,
     RENEWAL_INTERVAL_MS,
@@ -256,7 +257,7 @@ def test_others_keys_need_a_grant_and_a_revoked_one_is_not_renewed(
         (other,) = keys_of(admin, "administrator")[:1]
         for client_key_id in (other.client_key_id, bytes(16)):
             told = refusal(client, "renew_client_key", client_key_id, None, False)
-            assert told == ("Denied", f"access point {point.name} may not renew_client_key")
+            assert told == ("Denied", f"access point {point.name} may not renew_client_key; {WHY}")
         assert refusal(admin, "renew_client_key", bytes(16), None, False)[0] == "NotFound"
         admin.call("revoke_client_key", own.client_key_id)
         assert refusal(client, "renew_client_key", None, None, False)[0] == "Unauthenticated"

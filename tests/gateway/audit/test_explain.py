@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from hsmux_gateway.access.permits import WHY
 from hsmux_gateway.audit.commands import EXIT_NOT_FOUND, explained
 from hsmux_gateway.audit.layout import chain_directories, segment_paths
 from hsmux_gateway.audit.lookup import decided_by, find_in_segment, newest_segments
@@ -71,7 +72,7 @@ def test_a_refusal_is_explained(running: Running, admin: RawClient, tmp_path: Pa
         refused = _refused(client, "encrypt", alias, {}, b"too much")
         assert (type(refused), refused.text) == (
             errors.Denied,
-            f"access point {point.name} may not encrypt {alias}",
+            f"access point {point.name} may not encrypt {alias}; {WHY}",
         )
         told = _explained(admin, refused.reference)
         assert told["at_ms"] > 0
@@ -178,7 +179,7 @@ def test_a_refusal_tells_what_the_caller_sent_and_never_whether_a_key_is_there(
                     refused = _refused(client, operation, name, *rest)
                     assert (type(refused), refused.text) == (
                         errors.Denied,
-                        f"access point {point.name} may not {operation} {name}",
+                        f"access point {point.name} may not {operation} {name}; {WHY}",
                     )
                     assert refused.reference
 
