@@ -166,6 +166,9 @@ def _summary(report: Report) -> str:
         f"{verdict}: {report.records} records in {len(report.chains)} chains,"
         f" {report.checkpoints} checkpoints"
     )
+    for one in report.chains:
+        if report.ok and one.first > 1:
+            text += f"; chain {one.chain} begins with record {one.first}, older ones were retired"
     if report.behind:
         text += f"; {report.behind} records behind the last checkpoint are held by their chain only"
     return text

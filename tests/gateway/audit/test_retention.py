@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hsmux_gateway.audit.checkpoints import CheckpointFile, split_notes
+from hsmux_gateway.audit.commands import verified
 from hsmux_gateway.audit.journal import Journal
 from hsmux_gateway.audit.layout import (
     CHECKPOINTS,
@@ -106,7 +108,7 @@ async def log(make: Callable[..., Log]) -> Log:
     return log
 
 
-async def test_old_segments_go_when_a_signed_record_says_so(log: Log) -> None:
+async def test_old_segments_go_when_a_signed_record_says_so(log: Log, tmp_path: Path) -> None:
     oldest = log.notes()[0]
     await log.retention.run_once()
     # Announced, not done: who copies now has both.
@@ -116,6 +118,11 @@ async def test_old_segments_go_when_a_signed_record_says_so(log: Log) -> None:
     assert list(log.segments()) == [5, 6, 7]
     report = log.verified(older=oldest)
     assert report.ok and report.chains[0].first > 1, report.problems
+    key = tmp_path / "audit.pem"
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    key.write_bytes(PUBLIC_KEY.public_bytes(serialization.Encoding.PEM, form))
+    told = verified(log.root, key)[1][-1]
+    assert f" begins with record {report.chains[0].first}, older ones were retired" in told
     await log.retention.run_once()
     assert sum(isinstance(r, Retired) for r in records_of(log.root)) == 1
 
