@@ -122,9 +122,10 @@ def _read(what: str, path: Path, size_max: int) -> tuple[bytes, os.stat_result]:
             status = os.fstat(file.fileno())
             data = file.read(size_max + 1) if stat.S_ISREG(status.st_mode) else b""
     except OSError as error:
-        raise OperatorError(f"{what}: {path} cannot be read: {error.strerror}") from None
+        text = f"{what}: {path} cannot be read: {error.strerror}"
+        raise OperatorError(text, exit_code=EXIT_CONFIGURATION) from None
     if not stat.S_ISREG(status.st_mode):
-        raise OperatorError(f"{what}: {path} is not a file")
+        raise OperatorError(f"{what}: {path} is not a file", exit_code=EXIT_CONFIGURATION)
     if len(data) > size_max:
         raise OperatorError(f"{what}: {path} is larger than {size_max:,} bytes")
     return data, status

@@ -253,8 +253,10 @@ def test_what_names_outside_cas_is_checked(tmp_path: Path) -> None:
     path, roots = _named(tmp_path), tmp_path / "roots.pem"
     before = path.read_text()
     path.write_text(before + f'[tls.outside_cas]\ncorporate = "{roots}"\n')
-    with pytest.raises(OperatorError, match=r"tls\.outside_cas\.corporate: .* cannot be read"):
+    gone = r"tls\.outside_cas\.corporate: .* cannot be read"
+    with pytest.raises(OperatorError, match=gone) as refused:
         check_config(path)
+    assert refused.value.exit_code == 2
     roots.write_bytes(pem_of(make_root().issue().chain[0]))
     with pytest.raises(OperatorError, match=r"tls\.outside_cas\.corporate: certificate 1 of"):
         check_config(path)
