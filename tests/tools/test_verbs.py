@@ -371,6 +371,13 @@ class TestProfiles:
             check_refused(run(*words), 3, "did you mean 'billing'?")
         check_refused(self.add(run, "a b"), 2, "a b")
 
+    def test_files_that_are_gone_name_their_profile(self, run: Run, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            assert self.add(run, name).exit_code == 0
+        (tmp_path / "ca.pem").unlink()
+        check_refused(run("status"), 2, "profile one: ca: ", "cannot be read")
+        check_refused(run("--profile", "two", "status"), 2, "profile two: ca: ")
+
     @pytest.mark.parametrize("name", ["a.pem", "a.key", "ca.pem"])
     @pytest.mark.parametrize("content", [None, b"nonsense"])
     def test_the_files_are_looked_at(self, name: str, content: bytes | None, run: Run) -> None:
