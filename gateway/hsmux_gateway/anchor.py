@@ -42,7 +42,6 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
-import structlog
 import trio
 
 from .clock import now_ms
@@ -52,6 +51,7 @@ from .foundation import token_failure
 from .hsm.errors import TokenError, Unsupported
 from .hsm.token import Token
 from .instance import Instance, write_file
+from .logs import structlog
 from .root import ArenaSealer
 from .store.errors import StoreError
 from .store.rows import StateRow

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Final
 
 import cryptography
-import structlog
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -69,6 +68,7 @@ from .keys.material import Materials
 from .keys.reconciliation import Reconciliation
 from .listener import Listener, connections_possible
 from .log_sink import LogSink
+from .logs import structlog
 from .metrics import Metrics
 from .references import reference_source
 from .root import ArenaSealer

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import structlog
 import trio
 
 from .audit.commands import explained as audit_explain
@@ -28,6 +27,7 @@ from .hsm.errors import TokenError
 from .hsm.settings import TokenSettings
 from .initialise import FirstAdministrator, Initialised, administrator_files
 from .instance import Instance
+from .logs import structlog
 from .store_commands import migrate as store_migrate
 from .store_commands import status as store_status
 

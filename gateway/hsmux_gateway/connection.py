@@ -42,7 +42,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
 import trio
 
 from hsmux_protocol.connection import ALPN, ANNOUNCED_LIMITS, VERSION, ServerConnection, State
@@ -80,6 +79,7 @@ from .clock import now_ms
 from .config import Limits
 from .engine import Engine, NotRecorded, OverLimit
 from .fairness import SLICE_NS, FairBudget, Turns
+from .logs import structlog
 from .requests import Asked, error_frame, read_request
 from .runs import Run
 from .tls import TlsClosed, TlsStream, TlsWaste

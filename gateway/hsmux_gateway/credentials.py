@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import structlog
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -45,6 +44,7 @@ from .config import Tls
 from .errors import OperatorError
 from .hsm.errors import TokenError
 from .instance import Instance, sync_directory, write_file
+from .logs import structlog
 from .private_files import check_secret, read_regular
 from .tls import make_server_context
 

@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, TextIO, cast
 
-import structlog
 import trio
 
 from hsmux_protocol.errors import HsmuxError
@@ -39,6 +38,7 @@ from .heap import fix_heap_sizes
 from .initialise import FIRST_ADMINISTRATOR, FirstAdministrator, Initialised, initialise, unlock
 from .listener import open_sockets
 from .log_sink import LogSink
+from .logs import structlog
 
 __all__ = ["Addresses", "log_to", "run_init", "run_serve"]
 

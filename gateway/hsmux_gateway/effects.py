@@ -35,7 +35,6 @@ from functools import partial
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 import msgpack
-import structlog
 import trio
 
 from hsmux_protocol import errors
@@ -48,6 +47,7 @@ from .clock import now_ms
 from .engine import arguments_hash
 from .errors import EXIT_AGAIN, OperatorError
 from .fairness import SYSTEM_TENANT, FairBudget, FairThreads
+from .logs import structlog
 from .store.errors import (
     CommitUnknown,
     Conflict,

@@ -44,7 +44,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import msgpack
-import structlog
 
 from hsmux_protocol.errors import (
     Busy,
@@ -67,6 +66,7 @@ from .audit.records import DONE
 from .call import Call, Outcome
 from .clock import now_ms
 from .fairness import FairBudget
+from .logs import structlog
 from .metrics import Metrics
 
 __all__ = [

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 import h11
-import structlog
 import trio
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from .logs import structlog
 from .metrics import Metrics
 
 __all__ = ["HealthServer"]

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -51,6 +50,7 @@ from .errors import OperatorError
 from .hsm.errors import TokenError, Unsupported
 from .hsm.token import HsmKey, Token
 from .instance import Instance, write_file
+from .logs import structlog
 from .root import ArenaSealer, FileRoot, HsmRoot, Root, make_kek, open_kek
 from .store.rows import (
     AUDIT_KEY,

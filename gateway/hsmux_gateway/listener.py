@@ -21,12 +21,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import structlog
 import trio
 
 from .config import split_address
 from .connection import Connection, ConnectionFacts
 from .errors import OperatorError
+from .logs import structlog
 from .tls import RECEIVE_SIZE, TlsStream
 
 __all__ = ["Listener", "connections_possible", "open_sockets"]

@@ -36,3 +36,9 @@ def grown_kib(kind: str) -> int:
 def test_hashed_pins_leave_nothing_behind() -> None:
     assert grown_kib("as it is") >= SCRYPT_KIB
     assert grown_kib("fixed") < SCRYPT_KIB / 4
+
+
+def test_a_daemon_loads_nothing_that_draws() -> None:
+    program = "import sys, hsmux_gateway.command; print({'rich', 'pygments'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (loaded.returncode, loaded.stdout) == (0, "set()\n"), loaded.stderr

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import structlog
 import trio
 
 from ..clock import now_ms
 from ..effects import Effects
+from ..logs import structlog
 from ..store.rows import OutboxRow
 from ..store.transaction import Reader, Transaction
 from .journal import Journal

@@ -17,10 +17,10 @@ Room for the record is that of the last ones: a full disk is when it is needed.
 
 from typing import Final, NamedTuple
 
-import structlog
 import trio
 
 from ..clock import now_ms
+from ..logs import structlog
 from .checkpoints import FILE_SIZE_MAX, Checkpoint
 from .journal import Journal
 from .records import CheckpointsRetired, Retired

@@ -10,13 +10,13 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-import structlog
 import trio
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from ..clock import now_ms
 from ..hsm.errors import TokenError
+from ..logs import structlog
 from .checkpoints import CheckpointFile, sealed_note
 from .journal import Journal
 from .segments import ChainEnd, NoRoom

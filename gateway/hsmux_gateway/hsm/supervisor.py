@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import structlog
 import trio
 
 from hsmux_native import NativeError
@@ -22,6 +21,7 @@ from hsmux_protocol.columns import unpack_column
 from hsmux_protocol.errors import RemoteProtocolError
 
 from ..errors import in_words
+from ..logs import structlog
 from .decisions import Decision, Deliver, Finish, HangUp, Kill, Send
 from .errors import PinRefused, TokenError, TokenMisconfigured, TokenUnavailable
 from .jobs import Column, Job, Message, Request

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-import structlog
-
 from hsmux_protocol.columns import (
     column_count,
     pack_column,
@@ -33,6 +31,7 @@ from hsmux_protocol.references import KeyReference, format_key_id
 from ..call import Call, Outcome
 from ..catalog import Catalog
 from ..fairness import FairThreads
+from ..logs import structlog
 from ..store.rows import KeyRow, KeyVersionRow
 from .batch_service import header_of, is_long, read_header
 from .cipher import (

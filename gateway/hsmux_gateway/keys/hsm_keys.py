@@ -7,8 +7,6 @@ PKCS#11 return codes and texts never come this far: the `hsm` package raises its
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, TypeVar
 
-import structlog
-
 from hsmux_protocol import errors
 
 from ..hsm.errors import (
@@ -22,6 +20,7 @@ from ..hsm.errors import (
     Unsupported,
 )
 from ..hsm.token import HsmKey, Token
+from ..logs import structlog
 from ..store.rows import GatewayKeyRow, KeyVersionRow
 from .material import Materials
 

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-import structlog
 from cryptography.hazmat.primitives import serialization
 
 from hsmux_protocol.errors import Conflict, InvalidArgument, Unavailable, Unsupported
@@ -31,6 +30,7 @@ from ..catalog import Catalog
 from ..clock import now_ms
 from ..effects import Effects
 from ..fairness import FairThreads
+from ..logs import structlog
 from ..store.rows import AliasRow, IntentRow, KeyRow, KeyVersionRow
 from ..store.transaction import Transaction
 from .hsm_keys import HsmKeys

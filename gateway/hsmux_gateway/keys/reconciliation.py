@@ -13,13 +13,12 @@ import time
 from functools import partial
 from typing import Final
 
-import structlog
-
 from ..catalog import Catalog
 from ..clock import now_ms
 from ..effects import Effects
 from ..hsm.errors import KeyMissing, KeyQuarantined, TokenError
 from ..hsm.token import HsmKey, Token
+from ..logs import structlog
 from ..store.rows import GatewayKeyRow, IntentRow, RootRow
 from ..store.transaction import Reader, Transaction
 from .hsm_keys import HsmKeys, gateway_hsm_key
