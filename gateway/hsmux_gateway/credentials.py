@@ -32,13 +32,13 @@ from typing import Final
 
 import trio
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from .access.administration import Authority
-from .access.authority import SERVER_VALIDITY, issue, server_names
+from .access.authority import MALFORMED, SERVER_VALIDITY, issue, server_names
 from .access.trust import Trust, parse_certificates, read_outside_cas
 from .config import Tls
 from .errors import OperatorError
@@ -64,8 +64,6 @@ PEM_SIZE_MAX: Final = 1 << 20
 
 STEPS_MAX: Final = 8
 """Steps of a handshake with itself; three are enough."""
-
-_MALFORMED: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +150,7 @@ def _check_chain(
 def _has_issued(issuer: x509.Certificate, subject: x509.Certificate) -> bool:
     try:
         subject.verify_directly_issued_by(issuer)
-    except (*_MALFORMED, InvalidSignature):
+    except (*MALFORMED, InvalidSignature):
         return False
     return True
 
@@ -162,7 +160,7 @@ def _is_for_servers(certificate: x509.Certificate) -> bool:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         return True
-    except _MALFORMED:
+    except MALFORMED:
         return False
     return ExtendedKeyUsageOID.SERVER_AUTH in usage
 
@@ -253,7 +251,7 @@ def _belong(certificate: Path, private_key: Path) -> bool:
         loaded = x509.load_pem_x509_certificate(certificate.read_bytes())
         key = serialization.load_pem_private_key(private_key.read_bytes(), None)
         return bool(key.public_key() == loaded.public_key())
-    except (OSError, *_MALFORMED):
+    except (OSError, *MALFORMED):
         return False
 
 

@@ -5,7 +5,7 @@ import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +16,8 @@ from tests.gateway.certificates import DAY, stranger
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
+REGISTERED: Final = x509.RegisteredID(x509.ObjectIdentifier("1.2.3.4.5.6"))
+_REGISTERED, _EDI_PARTY = bytes.fromhex("88052a03040506"), bytes.fromhex("a505a1030c0161")
 _SHA256_RSA, _SHA1_RSA = bytes.fromhex("2a864886f70d01010b"), bytes.fromhex("2a864886f70d010105")
 
 
@@ -151,14 +153,30 @@ def make_root(
 
 def with_sha1(shown: Shown, signer: Signer) -> Shown:
     """The same certificate signed with SHA-1, which no library does any more."""
-    leaf, key = shown.chain[0], signer.key
-    assert isinstance(key, rsa.RSAPrivateKey)
-    body = leaf.tbs_certificate_bytes.replace(_SHA256_RSA, _SHA1_RSA)
-    signature = key.sign(body, padding.PKCS1v15(), hashes.SHA1())
-    der = leaf.public_bytes(serialization.Encoding.DER)
-    der = der.replace(leaf.tbs_certificate_bytes, body).replace(_SHA256_RSA, _SHA1_RSA)
-    made = x509.load_der_x509_certificate(der.replace(leaf.signature, signature))
-    return Shown([made, *shown.chain[1:]], shown.key)
+    made = with_others(shown.chain[0], signer, _SHA256_RSA, _SHA1_RSA, hashes.SHA1())
+    return Shown([x509.load_der_x509_certificate(made), *shown.chain[1:]], shown.key)
+
+
+def with_others(
+    certificate: x509.Certificate,
+    signer: Signer,
+    old: bytes,
+    new: bytes,
+    digest: hashes.HashAlgorithm | None = None,
+) -> bytes:
+    """A certificate in DER in which some bytes are others, signed anew with an RSA key."""
+    assert isinstance(signer.key, rsa.RSAPrivateKey) and len(old) == len(new)
+    body = certificate.tbs_certificate_bytes.replace(old, new)
+    assert body != certificate.tbs_certificate_bytes
+    signature = signer.key.sign(body, padding.PKCS1v15(), digest or hashes.SHA256())
+    der = certificate.public_bytes(serialization.Encoding.DER).replace(old, new)
+    return der.replace(certificate.signature, signature)
+
+
+def with_unread_name(shown: Shown, signer: Signer) -> Shown:
+    """A certificate whose registered ID 1.2.3.4.5.6 is the name of a party in an EDI exchange."""
+    made = with_others(shown.chain[0], signer, _REGISTERED, _EDI_PARTY)
+    return Shown([x509.load_der_x509_certificate(made), *shown.chain[1:]], shown.key)
 
 
 def _builder(

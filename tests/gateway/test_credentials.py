@@ -3,6 +3,7 @@
 import base64
 import datetime
 import os
+import ssl
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from hsmux_gateway.errors import OperatorError
 from hsmux_gateway.hsm.errors import TokenUnavailable
 from hsmux_gateway.instance import Instance, write_file
 from tests.gateway.certificates import DAY, Issuer
-from tests.gateway.outside import make_root, name_of, pem_of
+from tests.gateway.outside import make_root, name_of, pem_of, with_others
 
 NOW = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 NAMES = ["localhost", "127.0.0.1"]
@@ -202,6 +203,10 @@ BAD_PAIRS: dict[str, tuple[str, Callable[[Files], object]]] = {
     "for clients": ("not for servers", _for_clients),
     "chain swapped": ("not signed by", _swapped),
     "another chain": ("not signed by", _another_chain),
+    "another version": (
+        "a damaged one",
+        lambda f: f.instance.server_certificate.write_bytes(_strange()),
+    ),
 }
 
 
@@ -214,6 +219,14 @@ def test_a_pair_that_clients_would_refuse_is_refused(files: Files, name: str) ->
 
 def _root() -> bytes:
     return pem_of(make_root().certificate)
+
+
+def _strange() -> bytes:
+    """A root of a version that no standard has."""
+    root = make_root(key=rsa.generate_private_key(65537, 2048))
+    other = bytes.fromhex("a003020106")
+    der = with_others(root.certificate, root, bytes.fromhex("a003020102"), other)
+    return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
 def _mangled() -> bytes:
@@ -232,6 +245,7 @@ BAD_CAS: dict[str, tuple[str, Callable[[Files], bytes]]] = {
         "PEM certificates and nothing else",
         lambda f: _root() + _root().replace(b"-----BEGIN", b"-----BEGIM"),
     ),
+    "another version": ("PEM certificates and nothing else", lambda f: _strange()),
     "a private key": (
         "PEM certificates and nothing else",
         lambda f: _root() + f.instance.server_key.read_bytes(),

@@ -25,7 +25,16 @@ from hsmux_gateway.initialise import FirstAdministrator
 from hsmux_protocol import errors
 from hsmux_protocol.frames import Error, Frame, Welcome
 from tests.gateway.certificates import DAY, Issuer, open_issuer
-from tests.gateway.outside import Shown, Signer, make_root, name_of, pem_of, with_sha1
+from tests.gateway.outside import (
+    REGISTERED,
+    Shown,
+    Signer,
+    make_root,
+    name_of,
+    pem_of,
+    with_sha1,
+    with_unread_name,
+)
 from tests.gateway.raw_client import TIMEOUT_S, RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -179,6 +188,9 @@ UNAUTHENTICATED: dict[str, Callable[[Outside, str, str], Shown]] = {
     "an intermediate as a leaf": lambda o, uri, app: _as_leaf(o.root.sign_ca(name_of("between"))),
     "too many URIs": lambda o, uri, app: o.root.issue(uris=[uri, *(f"urn:{n}" for n in range(16))]),
     "many URIs": lambda o, uri, app: o.root.issue(uris=[uri, *(f"urn:{n}" for n in range(1000))]),
+    "a name of a kind that is not read": lambda o, uri, app: with_unread_name(
+        o.root.issue(uris=[uri], names=[REGISTERED]), o.root
+    ),
     "own CA": lambda o, uri, app: _own_with_uri(o, uri),
     "own CA cross-signed": lambda o, uri, app: _cross_signed(o, uri),
     "own CA's key under another name": lambda o, uri, app: _cross_signed(o, uri, name_of("it")),

@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 __all__ = [
     "CA_VALIDITY",
     "CLOCK_SKEW",
+    "MALFORMED",
     "RSA_BITS_MIN",
     "SERVER_VALIDITY",
     "check_request",
@@ -45,6 +46,14 @@ CLOCK_SKEW: Final = datetime.timedelta(minutes=5)
 RSA_BITS_MIN: Final = 2048
 RSA_BITS_MAX: Final = 4096
 _CURVES: Final = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+
+MALFORMED: Final = (
+    *(ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion),
+    *(x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
+"""What `cryptography` raises at a certificate or a request that it cannot read, also where OpenSSL
+can.
+"""
 
 
 _HARMLESS: Final = {
@@ -170,7 +179,7 @@ def check_request(der: bytes) -> x509.CertificateSigningRequest:
     try:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
+    except MALFORMED:
         # What the parser says of ASN.1 helps nobody who named the wrong file.
         raise ValueError("not a PKCS#10 request: `openssl req -new` makes one") from None
     # The key before the signature: an enormous one would take its time to verify.
@@ -187,7 +196,7 @@ def _asks_for_names(request: x509.CertificateSigningRequest) -> bool:
     """Whether a request wants more than its key certified; its subject is what it calls itself."""
     try:
         wanted = {extension.oid for extension in request.extensions}
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except MALFORMED:
         return True
     return not wanted <= _HARMLESS
 
@@ -201,5 +210,5 @@ def _is_strong(key: CertificatePublicKeyTypes) -> bool:
 def _is_signed(request: x509.CertificateSigningRequest) -> bool:
     try:
         return request.is_signature_valid
-    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+    except (*MALFORMED, InvalidSignature):
         return False

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -41,7 +41,7 @@ from hsmux_protocol.references import SPKI_PREFIX, URI_PREFIX, check_mtls
 from ..call import Outside
 from ..errors import OperatorError
 from ..private_files import read_unwritable
-from .authority import RSA_BITS_MIN
+from .authority import MALFORMED, RSA_BITS_MIN
 
 __all__ = [
     "NOBODYS",
@@ -62,9 +62,6 @@ CA_FILE_SIZE_MAX: Final = 1 << 20
 
 ROOTS_MAX: Final = 64
 """Roots of all outside CAs together."""
-
-_MALFORMED: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension)
-"""What `cryptography` raises at a certificate that it cannot read and OpenSSL could."""
 
 NOBODYS: Final = "this certificate is not known, or not accepted any more"
 """What a caller is told of a certificate that stands for nobody, whatever the reason."""
@@ -144,7 +141,7 @@ class Trust:
             if self._own_key in map(spki_sha256, signers):
                 raise Unauthenticated(NOBODYS)
             return Outside(hashlib.sha256(root).digest(), _names_of(leaf))
-        except _MALFORMED:
+        except MALFORMED:
             raise Unauthenticated(NOBODYS) from None
 
 
@@ -233,7 +230,7 @@ def parse_certificates(data: bytes) -> list[x509.Certificate]:
     """The certificates of a PEM text; none if one of them is not whole."""
     try:
         found = x509.load_pem_x509_certificates(data)
-    except _MALFORMED:
+    except MALFORMED:
         return []
     # A damaged line that begins or ends a block is text to the parser, and the block is skipped.
     counts = {data.count(b"-----BEGIN CERTIFICATE-----"), data.count(b"-----END CERTIFICATE-----")}
@@ -255,7 +252,7 @@ def _problem(
             return "has the name of hsmux's own CA, so neither could be told from the other"
     except InvalidSignature:
         return "is not signed by itself: name the root, clients send what is between"
-    except _MALFORMED:
+    except MALFORMED:
         return "is no root, which signs itself: name the root, clients send what is between"
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
         return "is not a CA's: name the certificate of the CA"
