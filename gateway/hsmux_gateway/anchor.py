@@ -16,7 +16,8 @@ created, made durable, read back, and only then the oldest destroyed, so that th
 of which one is whole. Whoever writes looks at the anchors first and at the store afterwards, so it
 never finds the store older than an anchor that another process wrote meanwhile. Anchors are
 numbered; the newest counts. An accepted roll-back gets the next number, and thereby counts more
-than the newer store that is given up.
+than the newer store that is given up. And the store goes on `GIVEN_UP` revisions further than the
+anchor told, where the one that is given up never came: put back later, it is older as well.
 
 Several processes of a deployment may do this. None needs to be chosen: who finds that the newest
 anchor tells the store's state, or is younger than `INTERVAL_S`, leaves it; and two that write at
@@ -37,6 +38,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -87,6 +89,9 @@ TIMEOUT_S: Final = 5.0
 
 KEPT: Final = 2
 """Anchors that are kept: one of them is whole, whenever a process dies."""
+
+GIVEN_UP: Final = 1 << 32
+"""Revisions after its last anchor that a store which is given up may have come to."""
 
 FORMAT: Final = 1
 MAC_SIZE: Final = 32
@@ -350,6 +355,9 @@ class AnchorKeeper:
         verdict = judge(state, newest)
         if newest is not None and verdict is Verdict.ROLLED_BACK and not accept:
             raise _rolled_back(state, newest)
+        if newest is not None and verdict is Verdict.ROLLED_BACK:
+            goes_on = partial(self._store.skip_to, newest.revision + GIVEN_UP)
+            state = await trio.to_thread.run_sync(goes_on)
         # One in another place than the best is moved, or shows that the best keeps none.
         if found is not None and found.place is self._places[0] and verdict is Verdict.CURRENT:
             self._progress = _Progress(at_ms=found.anchor.at_ms)

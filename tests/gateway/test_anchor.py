@@ -177,6 +177,28 @@ async def test_an_older_store_is_refused_until_it_is_accepted(rig: Rig, keeps_da
     assert await rig.keeper().check(accept=False) is None
 
 
+async def test_a_store_that_was_given_up_is_older_from_then_on(rig: Rig) -> None:
+    tables: list[Any] = []
+    with older(rig):
+        for _ in range(5):
+            rig.change()
+        await rig.keeper().write()
+        # What came after its last anchor is given up as well.
+        rig.change()
+        tables.append(rig.store._backend._tables)  # type: ignore[attr-defined]
+        given_up = rig.store.revision()
+    keeper = rig.keeper()
+    await keeper.check(accept=True)
+    await keeper.write(accept=True)
+    rig.change()
+    assert rig.store.revision() > given_up
+    assert await rig.keeper().check(accept=False) is None
+    rig.store._backend._tables = tables[0]  # type: ignore[attr-defined]
+    rig.store._seen = 0
+    with pytest.raises(OperatorError, match="rolled back"):
+        await rig.keeper().check(accept=False)
+
+
 async def test_a_token_without_data_objects_is_told_at_each_start(rig: Rig) -> None:
     rig.token.keeps_data = False
     await rig.keeper().write()
@@ -294,6 +316,11 @@ def _check_accepted_once(config: Path, audit: Path) -> None:
         with connect(running.address, client_context(running.administrator)) as client:
             assert client.call("show_status")[8] < 600
         assert running.stop() == 0
+    # What was given up is older now, though it had come further.
+    _copy(config, config.parent / "accepted")
+    _restore(config, config.parent / "given-up")
+    _check_refused(config)
+    _restore(config, config.parent / "accepted")
     (accepted,) = [r for r in records_in(audit) if r["kind"] == "rollback_accepted"]
     assert accepted["revision"] < accepted["anchored_revision"]
 
@@ -326,6 +353,7 @@ def test_a_restored_sqlite_store_is_refused(
         assert (tmp_path / "copy" / "store.db-wal").stat().st_size > 0
         _change(running, "later")
         assert running.stop() == 0
+    _copy(config, tmp_path / "given-up")
     _restore(config, tmp_path / "copy")
     _check_refused(config)
     if make_config is write_hardware_config:

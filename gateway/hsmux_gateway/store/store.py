@@ -362,6 +362,19 @@ class Store:
         with self._reading() as (rows, floor):
             return self._state(rows, floor)
 
+    def skip_to(self, revision: int) -> StateRow:
+        """Let the store go on at a revision, unless it is beyond that already; its state then.
+
+        Raises:
+            What `write` raises.
+        """
+        with self._writing() as (rows, floor):
+            state = self._state(rows, floor, lock=True)
+            if state.row_revision < revision:
+                total = int.from_bytes(state.rows_sum)
+                _write_state(rows, self._seals, state, revision, total)
+        return self.state()
+
     def read_changes(self, since_revision: int) -> Changes:
         """All rows that processes keep in memory and that were written after a revision.
 
