@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -27,7 +28,7 @@ from hsmux_protocol.references import (
 from ..call import Call
 from ..catalog import Catalog, next_page
 from ..clock import now_ms
-from ..effects import Effects
+from ..effects import CONFLICTS, Effects
 from ..fairness import FairThreads
 from ..hsm.errors import TokenError
 from ..keys.hsm_keys import presented
@@ -35,7 +36,7 @@ from ..store.rows import AccessPointRow, ClientKeyRow, MtlsBindingRow
 from ..store.transaction import Reader, Transaction
 from .authority import check_request, issue
 from .policy_service import require_network_rules, require_policies
-from .renewal import refuse_renewal, renewed_validity, require_room
+from .renewal import Attempts, refuse_renewal, renewed_validity, require_room
 from .rules import lines_of
 from .safeguards import Safeguards
 from .trust import spki_sha256
@@ -210,6 +211,7 @@ class AdministrationService:
         self._effects = effects
         self._authority = authority
         self._issuing = issuing
+        self._attempts = Attempts()
 
     async def create_access_point(
         self,
@@ -361,7 +363,12 @@ class AdministrationService:
         )
         ca_ends = self._authority.certificate.not_valid_after_utc
         validity = renewed_validity(found, ca_ends, datetime.datetime.now(datetime.UTC))
-        private_key, certificate = await self._certify(call, owner.name, csr, validity)
+
+        def begin() -> None:
+            if not force:
+                self._attempts.begin(renewed_id, time.monotonic())
+
+        private_key, certificate = await self._certify(call, owner.name, csr, validity, begin)
         row = client_key_row(certificate, owner.access_point_id, renews=renewed_id)
 
         def check(transaction: Transaction) -> None:
@@ -398,12 +405,21 @@ class AdministrationService:
         return await self._effects.apply(call, effect, secret_of=made)
 
     async def _certify(
-        self, call: Call, name: str, csr: bytes | None, validity: datetime.timedelta
+        self,
+        call: Call,
+        name: str,
+        csr: bytes | None,
+        validity: datetime.timedelta,
+        begin: Callable[[], None] = lambda: None,
     ) -> tuple[bytes | None, x509.Certificate]:
-        """A certificate for a request's key, or for a key made here, which comes with it."""
+        """A certificate for a request's key, or for a key made here, which comes with it.
+
+        What may still refuse it begins in the thread, right before the CA's key is used.
+        """
 
         def certify() -> tuple[bytes | None, x509.Certificate]:
-            private_key, public_key = _make_key() if csr is None else (None, _requested_key(csr))
+            private_key, public_key = _make_key() if csr is None else (None, self._new_key(csr))
+            begin()
             certificate = issue(
                 self._authority.certificate,
                 self._authority.open_key(),
@@ -418,6 +434,21 @@ class AdministrationService:
             return await self._issuing.run(call.principal.access_point_id, certify)
         except TokenError as error:
             raise presented(error) from error
+
+    def _new_key(self, csr: bytes) -> CertificatePublicKeyTypes:
+        """A request's public key, before the CA's key is asked for anything.
+
+        Raises:
+            InvalidArgument: It is no request.
+            Conflict: A client key has it; that it has none is certain when it is stored.
+        """
+        try:
+            request = check_request(csr)
+        except ValueError as error:
+            raise InvalidArgument(f"csr: {error}") from None
+        if spki_sha256(request) in self._catalog.client_keys_by_spki:
+            raise Conflict(CONFLICTS["client_keys.spki_sha256"])
+        return request.public_key()
 
     async def list_client_keys(self, call: Call, page: bytes, limit: int) -> list[Any]:
         """A page of client keys."""
@@ -479,10 +510,3 @@ def _make_key() -> tuple[bytes | None, CertificatePublicKeyTypes]:
         serialization.NoEncryption(),
     )
     return private_key, made.public_key()
-
-
-def _requested_key(csr: bytes) -> CertificatePublicKeyTypes:
-    try:
-        return check_request(csr).public_key()
-    except ValueError as error:
-        raise InvalidArgument(f"csr: {error}") from None

@@ -11,15 +11,20 @@ or to keep the CA's key busy, not even for a client that renews in a loop:
   `RENEWAL_INTERVAL_MS`, or for a third of its life where that is shorter.
 * An access point has at most `CLIENT_KEYS_MAX` client keys that are accepted.
 * What would not last longer is not issued: the CA ends as well.
+* Of one client key a renewal is begun once in `ATTEMPT_INTERVAL_S`, also where nothing came of the
+  one before: a caller can take it back when the CA has signed.
 
-Only the first gives way to `force`, which needs a grant.
+The first and the last give way to `force`, which needs a grant.
 """
 
 import datetime
+import math
+import threading
+from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from typing import Final, NamedTuple
 
-from hsmux_protocol.errors import Conflict, WrongState
+from hsmux_protocol.errors import Busy, Conflict, WrongState
 from hsmux_protocol.operations import CLIENT_KEYS_MAX, VALIDITY_DAYS_MAX
 
 from ..catalog import Catalog
@@ -27,8 +32,10 @@ from ..store.rows import ClientKeyRow
 from .authority import CLOCK_SKEW
 
 __all__ = [
+    "ATTEMPT_INTERVAL_S",
     "ENDING_DAYS",
     "RENEWAL_INTERVAL_MS",
+    "Attempts",
     "Ends",
     "KeyEnds",
     "count_ends",
@@ -39,6 +46,9 @@ __all__ = [
 
 RENEWAL_INTERVAL_MS: Final = 3_600_000
 """Milliseconds after a renewal in which neither the old nor the new client key is renewed."""
+
+ATTEMPT_INTERVAL_S: Final = 1.0
+"""Seconds from one attempt to renew a client key to the next."""
 
 ENDING_DAYS: Final = 30
 """Days before its end in which a client key that was not renewed is shown."""
@@ -113,6 +123,36 @@ def renewed_validity(
     if (now + validity).timestamp() * 1000 <= key.not_after_ms:
         raise Conflict("renewed now, this client key would not last longer than it does")
     return validity
+
+
+class Attempts:
+    """When renewals were begun lately, whatever came of them; for any number of threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # In the order of time.
+        self._begun: OrderedDict[bytes, float] = OrderedDict()
+
+    def begin(self, client_key_id: bytes, at_s: float) -> None:
+        """Note that one is begun.
+
+        Args:
+            client_key_id: What is renewed.
+            at_s: Now, on a clock that never goes back.
+
+        Raises:
+            Busy: One was begun just now.
+        """
+        with self._lock:
+            while self._begun and at_s - next(iter(self._begun.values())) >= ATTEMPT_INTERVAL_S:
+                self._begun.popitem(last=False)
+            before_s = self._begun.setdefault(client_key_id, at_s)
+        if before_s != at_s:
+            left_s = before_s + ATTEMPT_INTERVAL_S - at_s
+            raise Busy(
+                "a renewal of this client key was begun just now",
+                retry_after_ms=math.ceil(left_s * 1000),
+            )
 
 
 class Ends(NamedTuple):

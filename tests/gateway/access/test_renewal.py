@@ -19,8 +19,10 @@ from hsmux_gateway.access.decision import DEFAULT_DENIAL, OWN, decide, decide_ag
 from hsmux_gateway.access.grants import NO_GRANTS
 from hsmux_gateway.access.permits import WHY
 from hsmux_gateway.access.renewal import (
+    ATTEMPT_INTERVAL_S,
     ENDING_DAYS,
     RENEWAL_INTERVAL_MS,
+    Attempts,
     Ends,
     count_ends,
     refuse_renewal,
@@ -263,6 +265,32 @@ def test_others_keys_need_a_grant_and_a_revoked_one_is_not_renewed(
         assert refusal(client, "renew_client_key", None, None, False)[0] == "Unauthenticated"
         renewal = ("renew_client_key", own.client_key_id, None, False)
         assert refusal(admin, *renewal)[0] == "WrongState"
+
+
+def test_what_comes_to_nothing_does_not_keep_the_ca_busy(
+    running: Running, admin: RawClient, tmp_path: Path
+) -> None:
+    point, key = make_point(admin), new_key()
+    admin.call("create_client_key", point.name, request_of(key), 30)
+    with connected(running, admin, point, tmp_path) as client:
+        # A public key that would be refused when it is stored is so before the CA signs.
+        taken = ("renew_client_key", None, request_of(key), False)
+        assert [refusal(client, *taken)[0] for _ in range(3)] == ["Conflict"] * 3
+        # It was no attempt.
+        client.call("renew_client_key", None, request_of(new_key()), False)
+
+
+def test_one_attempt_at_a_time_is_begun() -> None:
+    attempts = Attempts()
+    attempts.begin(b"a", 100.0)
+    attempts.begin(b"b", 100.5)
+    for at_s, left_ms in ((100.25, 750), (100.75, 250)):
+        with pytest.raises(errors.Busy) as caught:
+            attempts.begin(b"a", at_s)
+        assert caught.value.retry_after_ms == left_ms
+    attempts.begin(b"a", 100.0 + ATTEMPT_INTERVAL_S)
+    with pytest.raises(errors.Busy):
+        attempts.begin(b"b", 101.0)
 
 
 def test_a_policy_can_deny_it(running: Running, admin: RawClient, tmp_path: Path) -> None:
