@@ -239,7 +239,7 @@ class Gateway:
         administration = AdministrationService(
             self.catalog, self.effects, self._authority(), self._threads(ISSUERS_MAX), safeguards
         )
-        explain = ExplainService(self.catalog, self._rules, _log_directory(base))
+        explain = ExplainService(self.catalog, self._rules, _log_directory(base), self._threads(1))
         policies = PolicyService(self.catalog, self._rules, self.effects, safeguards)
         quorum = QuorumService(self._quorum, self.effects)
         status = StatusService(

@@ -3,7 +3,12 @@
 A record says which statement decided and what the caller asked; it does not hold the policy. So an
 answer has the statement as it is now and says whether its policy was put since. What would be
 decided now is decided anew, of what the record holds: contexts are not in it, so statements that
-want context entries count as not fulfilled.
+want context entries count as not fulfilled. A certificate of an outside CA is not in it either: it
+counts as accepted while its access point is known by any.
+
+Looking through a log takes a thread and the interpreter for a while. So one segment is looked at at
+a time, for whomever; those who wait take turns by access point. A look that nobody waits for any
+more ends with its segment, and holds up the next one and nothing else.
 """
 
 from functools import partial
@@ -11,7 +16,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import msgspec
-import trio
 
 from hsmux_protocol.errors import InvalidArgument, NotFound
 from hsmux_protocol.operations import DOCUMENT_SIZE_MAX, OPERATION_BY_NUMBER
@@ -26,6 +30,7 @@ from ..access.windows import FOREVER_MS
 from ..call import Call
 from ..catalog import Catalog
 from ..clock import now_ms
+from ..fairness import FairThreads
 from .lookup import (
     LOOKUP_BYTES_MAX,
     Decided,
@@ -61,18 +66,22 @@ class ExplainService:
         catalog: Finds access points, keys and policies.
         rules: What policies say.
         directory: Of the log.
+        looking: One thread that looks through it.
     """
 
-    def __init__(self, catalog: Catalog, rules: AccessRules, directory: Path) -> None:
+    def __init__(
+        self, catalog: Catalog, rules: AccessRules, directory: Path, looking: FairThreads
+    ) -> None:
         self._catalog = catalog
         self._rules = rules
         self._directory = directory
+        self._looking = looking
 
     async def explain_reference(self, call: Call, reference: str) -> list[Any]:
         """What was decided of a request, and what would be now."""
         if not is_reference(reference):
             raise InvalidArgument("reference: not one that an answer, a refusal or a log line has")
-        record = await self._find(reference)
+        record = await self._find(call, reference)
         told = export_record(record)
         decided = decided_by(record)
         statement = _Statement("", "none")
@@ -94,15 +103,14 @@ class ExplainService:
             lacks[:MISSING_MAX],
         ]
 
-    async def _find(self, reference: str) -> Request | Run:
-        segments = await trio.to_thread.run_sync(
-            lambda: list(newest_segments(self._directory, LOOKUP_BYTES_MAX))
+    async def _find(self, call: Call, reference: str) -> Request | Run:
+        tenant = call.principal.access_point_id
+        segments = await self._looking.run(
+            tenant, lambda: list(newest_segments(self._directory, LOOKUP_BYTES_MAX))
         )
         for path in segments:
             # One at a time, so that whoever does not wait any more stops it.
-            found = await trio.to_thread.run_sync(
-                partial(find_in_segment, path, reference), abandon_on_cancel=True
-            )
+            found = await self._looking.run(tenant, partial(find_in_segment, path, reference))
             if found is not None:
                 return found.record
         raise NotFound(
@@ -131,7 +139,7 @@ class ExplainService:
         at_ms = now_ms()
         facts = CallFacts(
             row.state == "Enabled",
-            key is not None and key.state == "Enabled",
+            key.state == "Enabled" if key else bool(self._catalog.mtls_of(row.access_point_id)),
             FOREVER_MS,
             at_ms,
             operation.permission,

@@ -6,6 +6,7 @@ only segments of that process are taken to pieces. Nothing is verified here.
 """
 
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -82,7 +83,13 @@ def newest_segments(root: Path, bytes_max: int | None = None) -> Iterator[Path]:
     found = []
     for directory in chain_directories(root):
         for number, path in segment_paths(directory).items():
-            state = path.stat()
+            try:
+                state = path.stat()
+            except OSError:
+                # It was removed meanwhile.
+                continue
+            if not stat.S_ISREG(state.st_mode):
+                continue
             found.append((state.st_mtime_ns, number, state.st_size, path))
     size = 0
     for *_, bytes_of_it, path in sorted(found, reverse=True):
@@ -111,7 +118,7 @@ def find_in_segment(path: Path, reference: str) -> Found | None:
                     record = read_record(body)
                     if isinstance(record, Request | Run) and covers(record, reference):
                         found = Found(path.parent.name, sequence, record)
-    except (FileNotFoundError, BadFrame, MalformedRecord):
+    except (OSError, BadFrame, MalformedRecord):
         # It was removed meanwhile, or is no segment: `verify` tells.
         return found
     return found

@@ -1,21 +1,27 @@
 """A refusal is explained by its reference, to those who may know; the caller learns nothing new."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from hsmux_gateway.access.permits import WHY
 from hsmux_gateway.audit.commands import EXIT_NOT_FOUND, explained
+from hsmux_gateway.audit.explain_service import ExplainService
 from hsmux_gateway.audit.layout import chain_directories, segment_paths
 from hsmux_gateway.audit.lookup import decided_by, find_in_segment, newest_segments
 from hsmux_gateway.audit.records import Run, write_record
 from hsmux_gateway.audit.segments import SEGMENT_SIZE_MIN, open_chain
 from hsmux_gateway.errors import OperatorError
+from hsmux_gateway.fairness import FairBudget, FairThreads
 from hsmux_protocol import errors
 from hsmux_protocol.columns import pack_column
 from hsmux_protocol.operations import OPERATIONS
@@ -29,6 +35,7 @@ from tests.gateway.access.test_enforcement import (
     put,
 )
 from tests.gateway.journals import records_in
+from tests.gateway.outside import Signer, make_root, pem_of
 from tests.gateway.raw_client import RawClient, client_context, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
@@ -37,10 +44,22 @@ from .logs import AT_MS, DEPLOYMENT, make_log, request
 NAMES = [field.name for field in OPERATIONS["explain_reference"].results]
 
 
+URI = "spiffe://example.org/explained"
+
+
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def root() -> Signer:
+    """An outside CA."""
+    return make_root()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, root: Signer) -> Iterator[Running]:
     """A gateway whose first administrator may do everything."""
-    with running_gateway(write_config(tmp_path_factory.mktemp("explain"))) as running:
+    directory = tmp_path_factory.mktemp("explain")
+    (directory / "outside.pem").write_bytes(pem_of(root.certificate))
+    config = write_config(directory, f'[tls.outside_cas]\nother = "{directory}/outside.pem"\n')
+    with running_gateway(config) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
 
@@ -217,6 +236,57 @@ def test_the_newest_segments_come_first_and_only_so_many(tmp_path: Path) -> None
     # One that is removed while somebody looks has nothing.
     paths[0].unlink()
     assert find_in_segment(paths[0], request(0).reference) is None
+
+
+def test_a_refusal_of_a_certificate_of_an_outside_ca_is_explained(
+    running: Running, admin: RawClient, root: Signer, tmp_path: Path
+) -> None:
+    name = new_name("outside")
+    admin.call("create_access_point", name, "", [], [f"uri:{URI}"])
+    context = root.issue(uris=[URI]).context(running.administrator / "ca.pem", tmp_path)
+    with connect(running.address, context) as client:
+        reference = _refused(client, "generate_random", 8).reference
+    assert _explained(admin, reference)["statement_now"] == "no statement allows it"
+    admin.call("update_access_point", name, None, None, [], [], [], [], [], [f"uri:{URI}"])
+    assert _explained(admin, reference)["statement_now"] == "the client key is not enabled"
+
+
+def test_what_is_no_segment_keeps_nobody_from_an_explanation(
+    running: Running, admin: RawClient
+) -> None:
+    reference = _refused(admin, "encrypt", "alias/nothing", {}, b"x").reference
+    strange = running.directory / "audit" / ("0" * 32)
+    strange.mkdir()
+    # As when a segment is removed between the look at the names and the look at it.
+    (strange / "00000001.log").symlink_to("gone")
+    (strange / "00000002.log").mkdir()
+    os.mkfifo(strange / "00000003.log")
+    (strange / "00000004.log").write_bytes(b"short")
+    try:
+        assert _explained(admin, reference)["outcome"] == "NotFound"
+    finally:
+        shutil.rmtree(strange)
+
+
+async def test_looking_takes_no_thread_that_others_need(tmp_path: Path) -> None:
+    make_log(tmp_path)
+    looking = FairThreads(1, FairBudget(100))
+    service = ExplainService(cast(Any, None), cast(Any, None), tmp_path, looking)
+    call = cast(Any, SimpleNamespace(principal=SimpleNamespace(access_point_id=bytes(16))))
+    others = trio.to_thread.current_default_thread_limiter()
+    lacking: list[str] = []
+
+    async def ask() -> None:
+        with pytest.raises(errors.NotFound) as caught:
+            await service.explain_reference(call, "r0123456789ab-1")
+        lacking.append(caught.value.text)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not others.borrowed_tokens
+    assert len(lacking) == 8
 
 
 @pytest.mark.parametrize(
