@@ -12,12 +12,13 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain as joined
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from .chain import HEADER_SIZE, BadFrame, Place, parse_header, walk
+from .chain import HEADER_SIZE, BadFrame, Header, Place, parse_header, walk
 from .layout import chain_directories, segment_paths
 from .records import DONE, AnyRecord, MalformedRecord, Request, Run, export_record, read_record
 from .segments import mapped
@@ -43,11 +44,18 @@ class UnreadableLog(Exception):
     """A record does not follow from the one before it; the text names the file and the record."""
 
 
+def _header(path: Path, data: bytes | mmap) -> Header:
+    try:
+        return parse_header(data)
+    except BadFrame as error:
+        raise UnreadableLog(f"{path}: {error}") from None
+
+
 def _read_segment(path: Path) -> Iterator[Numbered]:
     chain = path.parent.name
     with mapped(path) as data:
+        header = _header(path, data)
         try:
-            header = parse_header(data)
             place = Place(header.sequence, header.head, HEADER_SIZE)
             for sequence, _, body, _ in walk(data, place):
                 yield chain, sequence, read_record(body)
@@ -103,7 +111,7 @@ def done_after(directory: Path, sequence: int) -> set[str]:
     for path in reversed(segment_paths(directory).values()):
         wanted.append(path)
         with mapped(path) as data:
-            if parse_header(data).sequence <= sequence:
+            if _header(path, data).sequence <= sequence:
                 break
     return {
         record.reference

@@ -113,7 +113,7 @@ class Recovery:
                 continue
             try:
                 done = done_after(directory, min(row.sequence for row in here))
-            except UnreadableLog as error:
+            except (UnreadableLog, OSError) as error:
                 # Rather a record twice than none.
                 log.error("a chain cannot be read", error=str(error))
                 continue

@@ -1,6 +1,7 @@
 """Records of changes: stored with the change, appended once, whoever dies in between."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -321,6 +322,38 @@ async def test_what_decided_when_the_change_was_made_is_on_record(
         (record,) = (one for one in records_in(tmp_path) if one["kind"] == "request")
         assert record["statement"] == permits.statement
         assert life.rows() == []
+
+
+def _link_to_nothing(segment: Path) -> None:
+    segment.unlink()
+    segment.symlink_to("gone")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda segment: os.truncate(segment, 10),
+        lambda segment: segment.write_bytes(b"x" * 4096),
+        _link_to_nothing,
+    ],
+    ids=["cut short", "another format", "gone"],
+)
+async def test_a_chain_that_cannot_be_read_keeps_no_record_from_being_recovered(
+    tmp_path: Path, store: Store, damage: Callable[[Path], object]
+) -> None:
+    async with living(tmp_path, store) as life:
+        await life.put("lost")
+        chain = tmp_path / life.journal.chain.chain.hex()
+    damage(chain / "00000001.log")
+    # The next process goes on with this one.
+    (tmp_path / ("0" * 32)).mkdir(mode=0o700)
+    async with living(tmp_path, store) as life:
+        await life.recovery.recover()
+        await life.journal.durable(life.journal.records)
+        await life.recovery.settle()
+        assert life.rows() == []
+    chain.rename(tmp_path / "aside")
+    assert life.told() == [("recovered", "lost", "done")]
 
 
 async def test_without_room_a_recovered_record_waits(tmp_path: Path, store: Store) -> None:
