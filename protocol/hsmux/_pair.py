@@ -17,7 +17,8 @@ nothing, and find a pair that fits in each of the three.
 
 Who replaces holds a lock on `<private key>.lock`, which the system lets go when its process ends,
 and begins with what another one may have left: `between` is finished by the second rename, a whole
-new pair is used, and anything else with the suffix is removed.
+new pair is used, and anything else with the suffix is removed. So is a whole new pair that is older
+than what is in its place: it was to replace something that somebody has replaced already.
 
 A file may hold both certificate and private key. Links are followed: what they point to is
 replaced. What is written is for its owner only.
@@ -129,7 +130,7 @@ class Pair:
             Whether a whole new pair is there that has not taken the place of this one.
         """
         new = self.new
-        if new.fits:
+        if new.fits and not (self.fits and self._changed_ns()[1] > new._changed_ns()[0]):
             return True
         if not self.fits and _fit(new.certificate, self.private_key):
             os.replace(new.certificate, self.certificate)
@@ -178,6 +179,14 @@ class Pair:
     def _paths(self) -> list[Path]:
         """Its files, the private key first."""
         return list(dict.fromkeys((self.private_key, self.certificate)))
+
+    def _changed_ns(self) -> tuple[int, int]:
+        """When its files came to be what they are: the first, and the last.
+
+        Not when they were written, which whoever copies a file can take along.
+        """
+        changed = [path.stat().st_ctime_ns for path in self._paths()]
+        return min(changed), max(changed)
 
     def _sync(self) -> None:
         """Make names durable."""

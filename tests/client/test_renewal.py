@@ -141,6 +141,22 @@ def test_one_file_for_both_and_links_are_followed(tmp_path: Path) -> None:
     assert link.is_symlink() and real.read_bytes() == b"".join(made)
 
 
+def test_what_was_to_replace_another_pair_replaces_nothing(files: Files) -> None:
+    """A crash left a new pair; then somebody put a pair of another access point there."""
+    files.pair.stage(*make_pair())
+    staged_ns = files.pair.new.private_key.stat().st_ctime_ns
+    other = make_pair()
+    while files.certificate.stat().st_ctime_ns <= staged_ns:
+        # The clock of a file system has coarse steps.
+        files.write(*other)
+    # As copying with its times would have it.
+    os.utime(files.certificate, (0, 0))
+    with files.pair.locked():
+        assert not files.pair.resume()
+    assert (files.certificate.read_bytes(), files.private_key.read_bytes()) == other
+    assert files.left() == {"c.pem", "c.key", "c.key.lock"}
+
+
 class Crash(BaseException):
     """The process ends here."""
 
