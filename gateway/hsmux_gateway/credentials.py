@@ -333,9 +333,12 @@ class ServerCredentials:
             Whether new connections get another one.
         """
         async with self._lock:
+            authority = self._authority()
             if not self._is_due():
                 return False
-            authority = self._authority()
+            if not await trio.to_thread.run_sync(self._may_replace, authority.certificate):
+                log.warning("certificate not renewed: another is in its place, SIGHUP takes it")
+                return False
             try:
                 await trio.to_thread.run_sync(
                     make_pair, self._instance, authority, names, self._now()
@@ -353,5 +356,13 @@ class ServerCredentials:
         certificate = self.current.certificate
         if self._tls.certificate or not renewal_due(certificate, self._now()):
             return False
-        # Where somebody put another one there, they replace it.
         return _has_issued(self._authority().certificate, certificate)
+
+    def _may_replace(self, own_ca: x509.Certificate) -> bool:
+        """Whether nobody has put another one there meanwhile: what they put, they replace."""
+        try:
+            in_place = _read_chain(self._instance.server_certificate)[0]
+        except OperatorError:
+            # Gone or damaged: there is nothing to lose.
+            return True
+        return _has_issued(own_ca, in_place)

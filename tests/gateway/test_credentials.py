@@ -444,3 +444,23 @@ def test_a_certificate_of_somebody_else_is_theirs_to_renew(files: Files) -> None
         assert _state(files) == state
 
     trio.run(main)
+
+
+def test_a_pair_that_waits_for_a_reload_is_not_overwritten(files: Files) -> None:
+    async def main() -> None:
+        clock = Clock()
+        server = _server(files, clock)
+        clock.at = NOW + SERVER_VALIDITY * 3 / 4
+        other = make_root("somebody else", validity=1000 * DAY)
+        assert isinstance(other.key, ec.EllipticCurvePrivateKey)
+        made = Issuer(other.certificate, other.key)
+        leaf = made.issue(start=-DAY, validity=1000 * DAY, server=True)
+        _write_pair(files, *leaf.chain, key=leaf.key)
+        state = _state(files)
+        assert not await server.renew(NAMES)
+        assert _state(files) == state
+        await server.reload()
+        assert server.current.certificate == leaf.chain[0]
+        assert not await server.renew(NAMES)
+
+    trio.run(main)
