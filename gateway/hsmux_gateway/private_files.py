@@ -10,16 +10,24 @@ takes the others take too. A mode tells of access control lists as well: their w
 that of the group.
 """
 
+import errno
 import os
 import pwd
 import shlex
 import stat
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from .errors import EXIT_CONFIGURATION, OperatorError
 
-__all__ = ["check_directory", "check_secret", "open_log", "read_regular", "read_unwritable"]
+__all__ = [
+    "check_directory",
+    "check_secret",
+    "open_log",
+    "open_regular",
+    "read_regular",
+    "read_unwritable",
+]
 
 SECRET_MASK: Final = 0o077
 """Permission bits that a secret's file must not have: any right of anybody else."""
@@ -109,6 +117,19 @@ def read_regular(what: str, path: Path, size_max: int) -> bytes:
         OperatorError: It cannot be read or is too large; says which.
     """
     return _read(what, path, size_max)[0]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read; what is no file is refused, and nobody waits for the other end of a pipe.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+    """
+    file = open(path, "rb", opener=_open_at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    return file
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -44,6 +44,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ..private_files import open_regular
 from .layout import CHECKPOINTS_NEW
 from .segments import ChainEnd, SyncFailed, sync_directory
 
@@ -267,7 +268,7 @@ def split_notes(path: Path) -> Iterator[tuple[int, bytes]]:
 
     What a crash has left of a last one comes like a note.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start, lines, size, is_signed = 0, list[bytes](), 0, False
         while line := file.readline(NOTE_SIZE_MAX):
             is_signature = line.startswith(_DASH.encode())

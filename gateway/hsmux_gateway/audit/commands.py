@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..errors import OperatorError
-from .checkpoints import load_public_key
+from ..private_files import open_regular
+from .checkpoints import NOTE_SIZE_MAX, load_public_key
 from .layout import chain_directories
 from .lookup import decided_by, find_in_segment, is_reference, newest_segments
 from .reading import Numbered, UnreadableLog, export, json_line, last_records, matching
@@ -131,8 +132,12 @@ def verified(
         OperatorError: The arguments cannot be used.
     """
     try:
-        key = load_public_key(public_key.read_bytes())
-        older = None if older_checkpoint is None else older_checkpoint.read_bytes()
+        with open_regular(public_key) as file:
+            key = load_public_key(file.read(NOTE_SIZE_MAX))
+        older = None
+        if older_checkpoint is not None:
+            with open_regular(older_checkpoint) as file:
+                older = file.read(NOTE_SIZE_MAX + 1)
     except OSError as error:
         raise OperatorError(
             f"audit: {error.filename}: {error.strerror}", exit_code=_EXIT_USAGE

@@ -44,6 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ..private_files import open_regular
 from .chain import (
     HEADER_SIZE,
     BadFrame,
@@ -171,7 +172,7 @@ class Past(NamedTuple):
 @contextlib.contextmanager
 def mapped(path: Path) -> Iterator[bytes | mmap.mmap]:
     """The bytes of a file, read as they are looked at; they must not be kept."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             yield b""
             return

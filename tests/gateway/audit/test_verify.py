@@ -4,10 +4,13 @@ Two kinds of attacker: one who changes files, and one who also computes the chai
 change, which only checkpoints can tell.
 """
 
+import contextlib
 import copy
 import mmap
+import os
 import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -544,6 +547,31 @@ def test_a_checkpoint_to_compare_must_be_the_log_s(log: Path, small: Path) -> No
         assert report.first_bad is not None and "another" in report.first_bad.what
     for spoilt in (b"", b"\xff", notes[0][:-9], notes[0].replace(b"time 1", b"time 2")):
         assert not verify(log, PUBLIC_KEY, older_checkpoint=spoilt).ok
+
+
+@pytest.mark.parametrize("name", ["segment", CHECKPOINTS])
+def test_a_pipe_in_a_log_keeps_nobody_waiting(small: Path, name: str) -> None:
+    path = small / CHECKPOINTS
+    if name == "segment":
+        path = segment_paths(chain_directories(small)[0])[1]
+    path.unlink()
+    os.mkfifo(path)
+    is_over = threading.Event()
+
+    def end_it() -> None:
+        # Whoever takes it for a file gets its end, and is found out.
+        while not is_over.wait(0.001):
+            with contextlib.suppress(OSError):
+                os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+
+    other_end = threading.Thread(target=end_it)
+    other_end.start()
+    try:
+        with pytest.raises(OSError, match="not a file"):
+            verify(small, PUBLIC_KEY)
+    finally:
+        is_over.set()
+        other_end.join()
 
 
 def test_what_is_no_part_of_a_log_is_told(small: Path) -> None:
