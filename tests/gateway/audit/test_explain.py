@@ -242,12 +242,12 @@ def test_a_refusal_of_a_certificate_of_an_outside_ca_is_explained(
     running: Running, admin: RawClient, root: Signer, tmp_path: Path
 ) -> None:
     name = new_name("outside")
-    admin.call("create_access_point", name, "", [], [f"uri:{URI}"])
+    admin.call("create_access_point", name, "", [], [f"uri:{URI}"], None)
     context = root.issue(uris=[URI]).context(running.administrator / "ca.pem", tmp_path)
     with connect(running.address, context) as client:
         reference = _refused(client, "generate_random", 8).reference
     assert _explained(admin, reference)["statement_now"] == "no statement allows it"
-    admin.call("update_access_point", name, None, None, [], [], [], [], [], [f"uri:{URI}"])
+    admin.call("update_access_point", name, None, None, *([[]] * 5), [f"uri:{URI}"], None)
     assert _explained(admin, reference)["statement_now"] == "the client key is not enabled"
 
 
