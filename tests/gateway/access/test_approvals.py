@@ -305,7 +305,7 @@ def test_what_a_name_stands_for_is_approved_with_it() -> None:
     lists: list[list[str]] = [["approves"], [], [], [], [], []]
 
     def ask() -> str:
-        return deployment.change(given, "update_access_point", "p3", None, None, *lists)
+        return deployment.change(given, "update_access_point", "p3", None, None, *lists, None)
 
     with pytest.raises(Unapproved):
         ask()
@@ -326,7 +326,7 @@ UNTOUCHED: dict[str, tuple[Row, str, tuple[Any, ...]]] = {
     "an application": (
         AccessPointRow(b"n" * 16, "new", "", "Enabled", "uses", "", NOW_MS),
         "create_access_point",
-        ("new", "", ["uses"], []),
+        ("new", "", ["uses"], [], None),
     ),
     "an application's client key": (
         ClientKeyRow(b"n" * 16, POINTS[3], b"n" * 32, "01", "", 1, 2**50, "Enabled", NOW_MS),
@@ -349,12 +349,12 @@ TOUCHED: dict[str, tuple[Row, str, tuple[Any, ...]]] = {
     "a new administrator": (
         AccessPointRow(b"n" * 16, "new", "", "Enabled", "administers", "", NOW_MS),
         "create_access_point",
-        ("new", "", ["administers"], []),
+        ("new", "", ["administers"], [], None),
     ),
     "a new approver": (
         AccessPointRow(b"n" * 16, "new", "", "Enabled", "approves", "", NOW_MS),
         "create_access_point",
-        ("new", "", ["approves"], []),
+        ("new", "", ["approves"], [], None),
     ),
     "an administrator's client key": (
         ClientKeyRow(b"n" * 16, POINTS[0], b"n" * 32, "01", "", 1, 2**50, "Enabled", NOW_MS),
@@ -369,7 +369,7 @@ TOUCHED: dict[str, tuple[Row, str, tuple[Any, ...]]] = {
     "an approver's outside certificate": (
         MtlsBindingRow("uri:spiffe://x/p1", POINTS[1]),
         "update_access_point",
-        ("p1", None, None, [], [], [], [], ["uri:spiffe://x/p1"], []),
+        ("p1", None, None, [], [], [], [], ["uri:spiffe://x/p1"], [], None),
     ),
     "an approver's client key": (
         ClientKeyRow(b"n" * 16, POINTS[1], b"n" * 32, "01", "", 1, 2**50, "Enabled", NOW_MS),
@@ -413,7 +413,7 @@ def test_approvers_that_are_needed_stay() -> None:
     nothing: list[list[str]] = [[], [], [], [], [], []]
     for row in rows.values():
         with pytest.raises(Conflict, match="there would be 1 that can approve"):
-            deployment.change(row, "update_access_point", "p1", None, None, *nothing)
+            deployment.change(row, "update_access_point", "p1", None, None, *nothing, None)
     assert deployment.waiting() == []
     assert deployment.store.read(lambda r: read_setting(r).approvals) == 2
 
@@ -430,7 +430,7 @@ def test_approvals_are_judged_before_the_change() -> None:
     nothing: list[list[str]] = [[], [], [], [], [], []]
 
     def ask() -> str:
-        return deployment.change(row, "update_access_point", "p1", None, "Disabled", *nothing)
+        return deployment.change(row, "update_access_point", "p1", None, "Disabled", *nothing, None)
 
     with pytest.raises(Unapproved):
         ask()

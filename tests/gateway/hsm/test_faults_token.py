@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,11 +102,13 @@ async def test_a_module_that_opens_under_a_wrong_tag_is_not_used(rig: Rig) -> No
 
 @pytest.fixture
 def few_descriptors() -> Iterator[Callable[[], None]]:
-    """Lets this process open no more descriptors than it has, until the end."""
+    """Lets this process open no descriptor any more, until the end; not even a number that is free
+    again.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (sys.stderr.fileno() + 1, hard))
 
     yield limit
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
