@@ -13,7 +13,7 @@ from hsmux_gateway.audit.records import write_record
 from tests.e2e.test_command_story import Place, initialise
 
 
-def _copy(place: Place, name: str) -> Path:
+def copy_log(place: Place, name: str) -> Path:
     """A copy of the log; the key is put beside it."""
     copied = place.directory / name
     shutil.copytree(place.directory / "instance" / "audit", copied)
@@ -34,9 +34,9 @@ def test_the_log_of_a_running_gateway_is_verified_from_a_copy(tmp_path: Path) ->
         assert (told["access_point"], told["operation"]) == ("administrator", "encrypt")
         assert (told["resource"], told["outcome"]) == ("alias/s0", "Denied")
         assert told["statement"] == told["statement_now"] == "no statement allows it"
-        running = place.json("audit", "verify", _copy(place, "running"), *key)
+        running = place.json("audit", "verify", copy_log(place, "running"), *key)
     assert running["ok"] and running["checkpoints"] >= 1
-    stopped = _copy(place, "stopped")
+    stopped = copy_log(place, "stopped")
     report = place.json("audit", "verify", stopped, *key)
     # One at the start, one when it had stopped, and more where that took long.
     assert (report["ok"], report["behind"]) == (True, 0) and report["checkpoints"] >= 2
@@ -52,7 +52,7 @@ def test_the_log_of_a_running_gateway_is_verified_from_a_copy(tmp_path: Path) ->
     with place.serving():
         place.run("status")
     again = place.json(
-        "audit", "verify", _copy(place, "again"), *key, "--checkpoint", tmp_path / "aside"
+        "audit", "verify", copy_log(place, "again"), *key, "--checkpoint", tmp_path / "aside"
     )
     assert [one["chain"] for one in again["chains"]] == [one["chain"] for one in report["chains"]]
 

@@ -160,7 +160,7 @@ def _make_keys(place: Place) -> dict[str, Any]:
     return made
 
 
-def _make_application(place: Place, name: str, *policies: str) -> str:
+def make_application(place: Place, name: str, *policies: str) -> str:
     """An access point with a client key for a request of its own; the client key."""
     here = place.directory
     options = [word for policy in policies for word in ("--policy", policy)]
@@ -185,8 +185,8 @@ def _give_access(place: Place) -> str:
     )
     place.run("network-rule", "put", "here", "127.0.0.0/8")
     assert place.json("policy", "put", "records", "records.toml")["statements"] == 2
-    client_key = _make_application(place, "billing", "records")
-    _make_application(place, "other")
+    client_key = make_application(place, "billing", "records")
+    make_application(place, "other")
     listed = place.run("policy", "list", "--field", "name").stdout.split()
     assert listed == [b"administrator", b"records"]
     return client_key
