@@ -35,6 +35,21 @@ def client(gateway: Running, context: ssl.SSLContext) -> Iterator[RawClient]:
         yield raw
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A gateway of the module, as it is configured by default, for those that change who may."""
+    with running_gateway(write_config(tmp_path_factory.mktemp("running"))) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def admin(running: Running) -> Iterator[RawClient]:
+    """The first administrator of that gateway, who may do everything."""
+    with connect(running.address, client_context(running.administrator)) as client:
+        yield client
+
+
 @pytest.fixture
 def own_config(tmp_path: Path) -> Path:
     """The configuration of a gateway that a test may stop and start."""

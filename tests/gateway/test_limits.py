@@ -5,7 +5,6 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,6 @@ from tests.gateway.running import Running, running_gateway, write_config
 TIMEOUT_S = 20.0
 LISTS: tuple[list[str], ...] = ([], [], [], [], [], [])
 _numbers = itertools.count(1)
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A gateway of this module."""
-    with running_gateway(write_config(tmp_path_factory.mktemp("limits"))) as running:
-        yield running
-        assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def admin(running: Running) -> Iterator[RawClient]:
-    """The administrator."""
-    with connect(running.address, client_context(running.administrator)) as client:
-        yield client
 
 
 class Application:

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from hsmux_gateway.access.asked import CONTEXTS_MAX
 from hsmux_gateway.access.permits import WHY
 from hsmux_protocol import errors
@@ -21,25 +19,10 @@ from hsmux_protocol.frames import Error, Request
 from hsmux_protocol.records import AccessPointRecord
 from hsmux_protocol.references import format_key_id
 from tests.gateway.raw_client import RawClient, client_context, connect
-from tests.gateway.running import Running, running_gateway, write_config
+from tests.gateway.running import Running
 
 _numbers = itertools.count()
 NOBODY = format_key_id(bytes(16))
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A gateway whose first administrator may do everything."""
-    with running_gateway(write_config(tmp_path_factory.mktemp("access"))) as running:
-        yield running
-        assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def admin(running: Running) -> Iterator[RawClient]:
-    """The first administrator."""
-    with connect(running.address, client_context(running.administrator)) as client:
-        yield client
 
 
 def new_name(prefix: str = "app") -> str:

@@ -3,7 +3,6 @@
 import os
 import ssl
 import urllib.request
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -158,21 +157,6 @@ def test_what_ends_is_counted_unless_it_was_renewed() -> None:
 
 
 # At a gateway
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A gateway whose first administrator may do everything."""
-    with running_gateway(write_config(tmp_path_factory.mktemp("renewal"))) as running:
-        yield running
-        assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def admin(running: Running) -> Iterator[RawClient]:
-    """The first administrator."""
-    with connect(running.address, client_context(running.administrator)) as client:
-        yield client
 
 
 def request_of(key: Any, *extensions: x509.ExtensionType) -> bytes:

@@ -36,7 +36,7 @@ from tests.gateway.access.test_enforcement import (
 )
 from tests.gateway.journals import records_in
 from tests.gateway.outside import Signer, make_root, pem_of
-from tests.gateway.raw_client import RawClient, client_context, connect
+from tests.gateway.raw_client import RawClient, connect
 from tests.gateway.running import Running, running_gateway, write_config
 
 from .logs import AT_MS, DEPLOYMENT, make_log, request
@@ -62,13 +62,6 @@ def running(tmp_path_factory: pytest.TempPathFactory, root: Signer) -> Iterator[
     with running_gateway(config) as running:
         yield running
         assert "Traceback" not in running.log.read_text()
-
-
-@pytest.fixture
-def admin(running: Running) -> Iterator[RawClient]:
-    """The first administrator."""
-    with connect(running.address, client_context(running.administrator)) as client:
-        yield client
 
 
 def _refused(client: RawClient, *asked: Any) -> errors.HsmuxError:
