@@ -25,6 +25,9 @@ __all__ = ["MESSAGE_SIZE_MAX", "Answer", "MessageError", "MessageReader", "encod
 MESSAGE_SIZE_MAX: Final = 16 << 20
 """Bytes of one message: 64 items of 64 KiB and their associated data."""
 
+PACKER_SIZE: Final = 16 * 1024
+"""Bytes a packer begins with: most messages fit, and the heap's allocator has them at hand."""
+
 _LENGTH: Final = struct.Struct(">I")
 
 _SHAPES: Final[dict[str, tuple[type, ...]]] = {
@@ -84,7 +87,7 @@ class Answer:
 
 def encode_message(message: list[Any]) -> bytes:
     """The bytes of a message."""
-    body: bytes = msgpack.packb(message)
+    body: bytes = msgpack.Packer(buf_size=PACKER_SIZE).pack(message)
     return _LENGTH.pack(len(body)) + body
 
 
@@ -94,7 +97,7 @@ class MessageReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[list[Any]]:
+    def feed(self, data: bytes | memoryview) -> list[list[Any]]:
         """Add bytes; the messages that are whole now.
 
         Raises:

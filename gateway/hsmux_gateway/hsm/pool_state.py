@@ -12,10 +12,11 @@ replayed in a test without an HSM.
 
 Queues. Waiting jobs stand in a queue for each tenant, and the tenants take turns, so one that sends
 a million records delays another by one message. A worker has at most `WINDOW` messages: one that it
-does and one that is there when it is done. Waiting jobs of one key and operation share a message,
-as many as the token does in `SHARE_S`. Jobs that change the token go one at a time over all
-workers, and in them the tenants take turns as well. These and suspects want a worker for
-themselves: one is left to run dry for them.
+does and one that is there when it is done; of a fast token up to `WINDOW_MAX`, as long as less than
+`AHEAD_S` of work waits in them, because the daemon may be busy for so long. Waiting jobs of one key
+and operation share a message, as many as the token does in `SHARE_S`. Jobs that change the token go
+one at a time over all workers, and in them the tenants take turns as well. These and suspects want
+a worker for themselves: one is left to run dry for them.
 
 Death. The worker publishes which message, and which item of it, is running. When it dies, what was
 not begun goes back to the front. The item that ran is tried once more, alone; if its second worker
@@ -54,6 +55,7 @@ from .jobs import ITEMS_MAX, Arguments, Job, Message, Request
 from .worker_state import START_TIMEOUT_S, STEAL_S, WINDOW, WorkerState
 
 __all__ = [
+    "AHEAD_S",
     "BREAKER_FAILURES",
     "GROW_S",
     "QUARANTINE_S",
@@ -71,6 +73,9 @@ __all__ = [
 
 SHARE_S: Final = 0.002
 """Seconds of work that jobs of several callers may share a message for."""
+
+AHEAD_S: Final = 0.002
+"""Seconds of work that may wait for a worker: for so long the event loop does other things."""
 
 ANSWER_S: Final = 0.005
 """Seconds that an answer may take to its caller."""
@@ -147,6 +152,7 @@ class PoolState:
         self._proven = False
         self._succeeded_at = -1.0
         self._item_s = SHARE_S / ITEMS_MAX
+        self._is_timed = False
         self.restarts = 0
         self.refused = ""
         self.closed = False
@@ -273,6 +279,7 @@ class PoolState:
         if statuses and message.jobs:
             off_s = (now - state.begun_at) / message.count - self._item_s
             self._item_s += off_s / 2 if off_s > 0 else off_s / 8
+            self._is_timed = True
         state.since = state.begun_at = now
         state.item, state.is_slow = 0, False
         if kind in ("done", "caller", "input") and not state.leaving:
@@ -584,8 +591,10 @@ class PoolState:
     def _schedule(self, now: float) -> list[Decision]:
         """Hand waiting jobs to workers with room, emptiest first."""
         decisions: list[Decision] = []
+        # Until something was done nobody knows how fast the token is.
+        ahead = int(AHEAD_S / max(self._item_s, 1e-9)) if self._is_timed else 0
         while self._queue.has_any:
-            free = {number: w for number, w in self._workers.items() if w.has_room}
+            free = {number: w for number, w in self._workers.items() if w.has_room(ahead)}
             if not free:
                 break
             number = min(free, key=lambda number: (len(free[number].messages), number))

@@ -67,6 +67,8 @@ class Connection:
 
     def __init__(self, fd: int) -> None:
         self._socket = socket.socket(fileno=fd)
+        # One buffer for ever: a new one for each message would keep the heap's allocator busy.
+        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
         self._reader = MessageReader()
         self._messages: list[list[Any]] = []
 
@@ -88,10 +90,10 @@ class Connection:
             HungUp: There will be none.
         """
         while not self._messages:
-            data = self._socket.recv(RECEIVE_SIZE)
-            if not data:
+            size = self._socket.recv_into(self._buffer)
+            if not size:
                 raise HungUp
-            self._messages = self._reader.feed(data)
+            self._messages = self._reader.feed(self._buffer[:size])
         return self._messages.pop(0)
 
     def expect(self, kind: str) -> list[Any]:

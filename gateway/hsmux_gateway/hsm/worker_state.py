@@ -6,6 +6,7 @@ with every event, and asks it whether it may get more to do and when it has to b
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Literal
 
 from .jobs import Message
@@ -16,11 +17,15 @@ __all__ = [
     "START_TIMEOUT_S",
     "STEAL_S",
     "WINDOW",
+    "WINDOW_MAX",
     "WorkerState",
 ]
 
 WINDOW: Final = 2
 """Messages a worker has at a time: one running, one waiting in its socket."""
+
+WINDOW_MAX: Final = 4
+"""The same where those that wait are done sooner than the daemon may come to send another."""
 
 STEAL_S: Final = 0.25
 """Seconds without progress after which a worker's next message is given to another."""
@@ -70,15 +75,24 @@ class WorkerState:
         """Whether it is there to do jobs."""
         return self.phase == "ready" and not (self.killed or self.leaving or self.retiring)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether it may get another message."""
+    def has_room(self, items_ahead: int = 0) -> bool:
+        """Whether it may get another message.
+
+        Args:
+            items_ahead: Items that may wait for it in more than `WINDOW` messages.
+        """
         return (
             self.is_usable
             and not self.is_slow
-            and len(self.messages) < WINDOW
+            and (len(self.messages) < WINDOW or self._waits_for_less(items_ahead))
             and not any(message.is_alone for message in self.messages)
         )
+
+    def _waits_for_less(self, items: int) -> bool:
+        """Whether less than so many items wait for it, in messages it may have more of."""
+        if len(self.messages) >= WINDOW_MAX:
+            return False
+        return sum(message.count for message in islice(self.messages, 1, None)) < items
 
     @property
     def why_killed(self) -> str:

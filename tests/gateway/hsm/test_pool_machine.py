@@ -17,7 +17,8 @@ from hypothesis.stateful import (
 
 from hsmux_gateway.hsm.decisions import Decision, Deliver, Finish, HangUp, Kill, Send, Start
 from hsmux_gateway.hsm.jobs import Arguments, Column, Job, Message, Request
-from hsmux_gateway.hsm.pool_state import STATUS_AGAIN, WINDOW, PoolState
+from hsmux_gateway.hsm.pool_state import STATUS_AGAIN, PoolState
+from hsmux_gateway.hsm.worker_state import WINDOW_MAX
 from hsmux_protocol.columns import pack_column
 
 WORKERS = 3
@@ -85,7 +86,7 @@ class Machine(RuleBasedStateMachine):
         if not message.is_control:
             assert decision.worker not in self.ending, "work for a worker that ends"
             others = [m for m in self.flying[decision.worker] if not m.is_control]
-            assert len(others) < WINDOW
+            assert len(others) < WINDOW_MAX
             assert not others or not (message.is_alone or any(m.is_alone for m in others))
             assert all(job.deadline > self.now for job in message.jobs), "begun too late"
             assert not any(job.request.abandoned for job in message.jobs)
@@ -275,7 +276,7 @@ class Machine(RuleBasedStateMachine):
     def nobody_idles_while_there_is_work(self) -> None:
         queue = self.pool._queue
         if queue.has_shared and queue.next_lone(is_changing=False) is None:
-            usable = [w for w in self.pool._workers.values() if w.has_room]
+            usable = [w for w in self.pool._workers.values() if w.has_room()]
             assert not usable, "a worker has room while jobs wait"
 
 

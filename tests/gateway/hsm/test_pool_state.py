@@ -16,6 +16,7 @@ from hsmux_gateway.hsm.jobs import (
     Request,
 )
 from hsmux_gateway.hsm.pool_state import (
+    AHEAD_S,
     BREAKER_FAILURES,
     GROW_S,
     QUARANTINE_S,
@@ -29,6 +30,7 @@ from hsmux_gateway.hsm.pool_state import (
     WINDOW,
     PoolState,
 )
+from hsmux_gateway.hsm.worker_state import WINDOW_MAX
 from hsmux_protocol.columns import pack_column
 
 KILL_S = 5.0
@@ -246,7 +248,7 @@ def test_jobs_of_one_key_share_a_message_when_there_is_work_for_everybody() -> N
     other = make_column(1, b"d", key=b"other key")
     for job in (*alike, other):
         pool.submit(job, 0.0)
-    ((_, message),) = sends(pool.answered(1, "done", 1e-4, bytes(1)))
+    (_, message), (_, second) = sends(pool.answered(1, "done", 1e-4, bytes(1)))
     assert message.jobs == alike and message.count == 6
     number, *rest = message.arguments()
     assert number == int(1000e9)
@@ -255,7 +257,6 @@ def test_jobs_of_one_key_share_a_message_when_there_is_work_for_everybody() -> N
         pack_column([b"aad"]),
         [int((1000.0 - message.margin_s) * 1e9)] * 6,
     ]
-    ((_, second),) = sends(pool.answered(1, "done", 2e-4, bytes(1)))
     assert second.jobs == [other]
 
 
@@ -277,8 +278,24 @@ def test_no_message_has_too_many_items() -> None:
         pool.submit(make_column(1), 0.0)
     for _ in range(10):
         pool.submit(make_column(ITEMS_MAX // 2), 0.0)
-    ((_, message),) = sends(pool.answered(1, "done", 1e-5, bytes(1)))
-    assert message.count == ITEMS_MAX
+    sent = [message.count for _, message in sends(pool.answered(1, "done", 1e-5, bytes(1)))]
+    assert sent and set(sent) == {ITEMS_MAX}
+
+
+@pytest.mark.parametrize(
+    ("item_s", "messages"), [(AHEAD_S / ITEMS_MAX / 3, WINDOW_MAX), (AHEAD_S / ITEMS_MAX, WINDOW)]
+)
+def test_a_worker_is_sent_more_where_little_of_it_waits(item_s: float, messages: int) -> None:
+    pool, now, numbers = make_pool(workers=1, queue_items_max=10_000), 0.0, list[int]()
+    for _ in range(60):
+        decisions = pool.submit(make_column(ITEMS_MAX), now)
+        numbers += [message.number for _, message in sends(decisions)]
+    for _ in range(40):
+        assert len(numbers) <= WINDOW_MAX
+        now += ITEMS_MAX * item_s
+        decisions = pool.answered(1, "done", now, bytes(ITEMS_MAX))
+        numbers = numbers[1:] + [message.number for _, message in sends(decisions)]
+    assert len(numbers) == messages
 
 
 # ---- Changes and suspects
