@@ -203,8 +203,9 @@ async def test_a_failed_sync_fails_for_all(tmp_path: Path) -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    while not condition():  # noqa: ASYNC110
-        await trio.sleep(LAG_S / 10)
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110
+            await trio.sleep(LAG_S / 10)
 
 
 async def test_records_become_durable_by_themselves(tmp_path: Path) -> None:
@@ -222,6 +223,24 @@ async def test_records_become_durable_by_themselves(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
     journal.close()
     assert _kinds(records_of(tmp_path)) == ["start", "request", "flood", "stop"]
+
+
+async def test_what_no_answer_waits_for_is_written_when_nobody_asks_anything(
+    tmp_path: Path,
+) -> None:
+    wall, monotonic = [AT_MS], [1000.0]
+    journal = Journal(_open(tmp_path), wall_ms=lambda: wall[0], monotonic=lambda: monotonic[0])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(journal.keep_durable)
+        journal.limited.count("billing", "requests_per_s", AT_MS)
+        wall[0] += WINDOW_S * 1000
+        monotonic[0] += WINDOW_S
+        await _until(lambda: _kinds(records_of(tmp_path)) == ["start", "limited"])
+        wall[0] += CLOCK_JUMP_MS
+        await _until(lambda: _kinds(records_of(tmp_path))[-1] == "clock_jump")
+        await _until(lambda: journal.synced == 3)
+        nursery.cancel_scope.cancel()
+    journal.close()
 
 
 @pytest.mark.parametrize("by_ms", [CLOCK_JUMP_MS, -CLOCK_JUMP_MS])
