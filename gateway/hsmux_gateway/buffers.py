@@ -50,20 +50,17 @@ class BufferLease:
     def __repr__(self) -> str:
         return f"BufferLease({self._leased} bytes)"
 
-    def try_extend(self, size: int) -> bool:
-        """Make room for `size` bytes in all; whether there is."""
-        more = size - OWN_SIZE - self._leased
-        if more > 0:
-            if not self._budget.try_take(self._tenant, more):
-                return False
-            self._leased += more
-        return True
+    def try_extend(self, size: int, *, in_turn: bool = False) -> bool:
+        """Make room for `size` bytes in all; whether there is.
 
-    def try_extend_in_turn(self, size: int) -> bool:
-        """Make room for `size` bytes in all, unless others of the tenant wait; whether there is."""
+        Args:
+            size: Bytes in all.
+            in_turn: Whether those of the tenant that wait for room go before.
+        """
         more = size - OWN_SIZE - self._leased
         if more > 0:
-            if not self._budget.try_take_in_turn(self._tenant, more):
+            take = self._budget.try_take_in_turn if in_turn else self._budget.try_take
+            if not take(self._tenant, more):
                 return False
             self._leased += more
         return True
@@ -142,7 +139,7 @@ class ConnectionBuffers:
             if OWN_SIZE - size >= READ_SIZE_MIN:
                 return OWN_SIZE - size
             needed, answer = self._missing()
-            if not self._lease.try_extend_in_turn(size + needed + answer):
+            if not self._lease.try_extend(size + needed + answer, in_turn=True):
                 return 0
             self._coming, self._answer = needed, answer
         # TLS adds bytes of its own to what it carries.
